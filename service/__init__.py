@@ -1,0 +1,1 @@
+"""The domain: what a hotline does, without HTTP, templates or a telephone provider."""

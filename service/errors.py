@@ -1,0 +1,122 @@
+"""Every refusal of the domain, in one tree. ``service.problems`` gives each a status (RFC 9457).
+
+HotlineError
+├── Misconfigured            a process must not start like this
+├── Invalid                  input that can be corrected                      422
+│   └── InvalidForm          which field, and what to write instead
+├── Unauthenticated          nobody is signed in                              401
+├── Forbidden                signed in, but not for this                      403
+│   └── BadSignature         a webhook that the provider did not sign
+├── NotFound                 does not exist, or not for this person           404
+│   └── NoSuchCase
+├── Conflict                 the world moved while this was prepared          409
+│   ├── HeadMoved            another event came first on this chain
+│   ├── Repeated             this delivery, or this contact, is stored already
+│   ├── CaseMoved            the case is not in the version that was shown
+│   ├── AlreadyClaimed       somebody else took it first
+│   └── WrongState           this step does not start from the present state
+├── Unavailable              try again, nothing was stored                    503
+│   ├── StorageUnavailable   the database did not take it
+│   └── Busy                 too many at once
+└── VaultError               a box, note or card that cannot be trusted       500
+    ├── CannotOpen           wrong key, wrong place or a changed byte
+    ├── BadNote              a signed note that is malformed or not signed by the key asked for
+    └── BadCards             a cards file that must not be used
+
+Messages never hold a word of a tip, a number or a key: they reach logs and pages.
+"""
+
+
+class HotlineError(Exception):
+    """Something was refused."""
+
+
+class Misconfigured(HotlineError):
+    """The settings are not safe to start with."""
+
+
+class Invalid(HotlineError):
+    """Something in the request needs correcting."""
+
+
+class InvalidForm(Invalid):
+    """An answer needs correcting."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class Unauthenticated(HotlineError):
+    """Please sign in."""
+
+
+class Forbidden(HotlineError):
+    """This account may not do that."""
+
+
+class BadSignature(Forbidden):
+    """The request is not signed by the provider."""
+
+
+class NotFound(HotlineError):
+    """There is nothing here."""
+
+
+class NoSuchCase(NotFound):
+    """There is no such case."""
+
+    def __init__(self) -> None:
+        super().__init__("There is no such case.")
+
+
+class Conflict(HotlineError):
+    """Something else happened first."""
+
+
+class HeadMoved(Conflict):
+    """Another event came first."""
+
+
+class Repeated(Conflict):
+    """This is stored already."""
+
+
+class CaseMoved(Conflict):
+    """The case has changed since this page was shown."""
+
+
+class AlreadyClaimed(Conflict):
+    """Somebody else has taken this case."""
+
+
+class WrongState(Conflict):
+    """This step does not start from the present state."""
+
+
+class Unavailable(HotlineError):
+    """The service cannot take this now."""
+
+
+class StorageUnavailable(Unavailable):
+    """The database cannot take this now."""
+
+
+class Busy(Unavailable):
+    """Too many requests at once."""
+
+
+class VaultError(HotlineError):
+    """A sealed thing cannot be trusted."""
+
+
+class CannotOpen(VaultError):
+    """A box does not open with this key in this place."""
+
+
+class BadNote(VaultError):
+    """A signed note is malformed or not signed by the key asked for."""
+
+
+class BadCards(VaultError):
+    """The cards file must not be used."""
