@@ -1,0 +1,444 @@
+"""Both databases: engines, transactions, group commit, migrations.
+
+SQLite comes through the pysqlite3 wheel, because the system's own library can corrupt a WAL file that several
+processes share (threats.md section 5). PostgreSQL is the engine for more than one machine.
+"""
+
+import asyncio
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import alembic.command
+import alembic.config
+import pysqlite3.dbapi2 as sqlite3
+import structlog
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, Table, create_engine, event, exc, insert, text
+from sqlalchemy.engine import Dialect, make_url
+from sqlmodel import Session
+
+from service.config import ROOT
+from service.errors import Busy, Conflict, HeadMoved, Misconfigured, Repeated, StorageUnavailable
+from service.logs import place
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+OLDEST_SQLITE = (3, 51, 3)
+SQLITE_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "busy_timeout=5000",
+    "foreign_keys=ON",
+    "trusted_schema=OFF",
+    "secure_delete=ON",
+    "cell_size_check=ON",
+    "wal_autocheckpoint=1000",
+    "mmap_size=0",
+)
+POSTGRESQL_OPTIONS = (
+    "-c synchronous_commit=on -c statement_timeout=5000 -c lock_timeout=2000"
+    " -c idle_in_transaction_session_timeout=10000 -c timezone=UTC"
+)
+ATTEMPTS = 5
+RETRIED_SQLSTATES = {"40001", "40P01"}  # serialization failure, deadlock
+
+
+class Tx(Session):
+    """An open transaction. Use cases take one and never commit."""
+
+    def insert(self, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert `rows` of one table past the ORM: see `insert_all`."""
+        self.insert_all([(table, rows)])
+
+    def insert_all(self, batches: Iterable[tuple[Any, Sequence[Mapping[str, Any]]]]) -> None:
+        """Insert rows of several tables, in order, past the ORM: for the intake path (DESIGN section 10).
+
+        batches: table classes with rows that share their columns; every column without a value in the database
+        must be in each row. On PostgreSQL they travel together and are waited for once.
+        Raises the driver's errors, which ``write`` and ``Writer`` translate.
+        """
+        connection = self.connection()
+        dialect = connection.dialect.name
+        with _pipelined(connection):
+            for table, rows in batches:
+                if not rows:
+                    continue
+                statement, names, convert = _insert_plan(dialect, table.__table__, tuple(rows[0]))
+                cursor = connection.connection.cursor()
+                if names is None:
+                    for row in rows:
+                        cursor.execute(
+                            statement,
+                            {k: c(v) if (c := convert.get(k)) and v is not None else v for k, v in row.items()},
+                        )
+                else:
+                    cursor.executemany(
+                        statement,
+                        [
+                            [c(r[k]) if (c := convert.get(k)) and r[k] is not None else r[k] for k in names]
+                            for r in rows
+                        ],
+                    )
+
+
+@lru_cache(maxsize=256)
+def _insert_plan(
+    dialect_name: str, table: Table, columns: tuple[str, ...]
+) -> tuple[str, tuple[str, ...] | None, dict[str, Any]]:
+    """Return the statement, its parameters in order (None when they go by name) and their converters."""
+    dialect = _dialect(dialect_name)
+    compiled = insert(table).compile(dialect=dialect, column_keys=list(columns))
+    convert: dict[str, Any] = {}
+    for name in columns:
+        processor = table.c[name].type.dialect_impl(dialect).bind_processor(dialect)
+        if processor is not None:
+            convert[name] = processor
+    positions = compiled.positiontup
+    return str(compiled), tuple(positions) if positions else None, convert
+
+
+_dialects: dict[str, Dialect] = {}
+
+
+def _dialect(name: str) -> Dialect:
+    return _dialects[name]
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """A database: an engine that writes and one that only reads."""
+
+    writing: Engine
+    reading: Engine
+
+    @property
+    def dialect(self) -> str:
+        """``sqlite`` or ``postgresql``."""
+        return self.writing.dialect.name
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """Yield a session that sees one moment of the database and changes nothing.
+
+        Raises StorageUnavailable if the database does not answer.
+        """
+        try:
+            with Session(self.reading, autoflush=False, expire_on_commit=False) as session:
+                yield session
+        except exc.DBAPIError as fault:
+            raise StorageUnavailable("The database does not answer.") from _without_words(fault)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.writing.dispose()
+        self.reading.dispose()
+
+
+def open_database(url: str) -> Sessions:
+    """Return the database at `url` (``sqlite:///file`` or ``postgresql://…``), without touching it yet.
+
+    Raises Misconfigured for another kind of database or an SQLite library too old to be safe.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            raise Misconfigured(
+                f"SQLite {sqlite3.sqlite_version} is older than 3.51.3 and not safe; run ./hotline again"
+            )
+        if not parsed.database or parsed.database == ":memory:":
+            raise Misconfigured("HOTLINE_DATABASE_URL must name a file")
+        writing, reading = (_sqlite_engine(parsed.database, mode) for mode in ("IMMEDIATE", "DEFERRED"))
+    elif parsed.get_backend_name() == "postgresql":
+        writing, reading = (
+            create_engine(
+                parsed.set(drivername="postgresql+psycopg"),
+                pool_pre_ping=True,
+                pool_size=8,
+                hide_parameters=True,
+                connect_args={"options": POSTGRESQL_OPTIONS, "connect_timeout": 3},
+            )
+            for _ in range(2)
+        )
+    else:
+        raise Misconfigured("HOTLINE_DATABASE_URL must begin with sqlite:/// or postgresql://")
+    _dialects[writing.dialect.name] = writing.dialect
+    return Sessions(writing, reading)
+
+
+def _sqlite_engine(path: str, mode: str) -> Engine:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(f"sqlite:///{path}", module=sqlite3, hide_parameters=True, connect_args={"timeout": 5})
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # this module says BEGIN, not the driver
+        cursor = connection.cursor()
+        for pragma in SQLITE_PRAGMAS:
+            cursor.execute(f"PRAGMA {pragma}")
+        if mode == "DEFERRED":
+            cursor.execute("PRAGMA query_only=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A deferred transaction that reads and then writes fails at once under load: writers say so first.
+        connection.exec_driver_sql(f"BEGIN {mode}")
+
+    return engine
+
+
+def write(sessions: Sessions, use_case: Callable[[Tx], T]) -> T:
+    """Run `use_case` in a transaction of its own, commit durably and return its result.
+
+    A lost compare-and-swap, a serialization failure or a deadlock is tried again, five times with jitter.
+    Raises what the use case raises, Repeated for a broken uniqueness, StorageUnavailable when nothing was stored.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            with sessions.writing.connect() as connection, connection.begin(), Tx(bind=connection) as tx:
+                result = use_case(tx)
+                tx.flush()
+                return result
+        except HeadMoved:
+            if attempt == ATTEMPTS - 1:
+                raise
+        except Exception as fault:
+            known = translate(fault)
+            if known is None:
+                raise
+            if getattr(fault, "sqlstate", None) not in RETRIED_SQLSTATES or attempt == ATTEMPTS - 1:
+                raise known from _without_words(fault)
+        time.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
+    raise StorageUnavailable("The database is too busy.")
+
+
+def translate(fault: BaseException) -> Conflict | StorageUnavailable | None:
+    """Return the domain's word for a database error, or None if it is none. Carries no value of a row."""
+    original = fault.orig if isinstance(fault, exc.DBAPIError) and fault.orig is not None else fault
+    kinds = {kind.__name__ for kind in type(original).__mro__}
+    if "IntegrityError" in kinds:
+        return Repeated("This is stored already, or refers to something that is not.")
+    if isinstance(fault, (exc.TimeoutError, exc.ResourceClosedError)):
+        return StorageUnavailable("The database does not answer.")
+    if kinds & {"OperationalError", "InternalError", "InterfaceError", "DatabaseError"}:
+        return StorageUnavailable("The database cannot take this now.")
+    return None
+
+
+def _without_words(fault: BaseException) -> BaseException | None:
+    """Return a stand-in for a driver's error: its own text may quote a row."""
+    return StorageUnavailable(type(fault).__name__)
+
+
+# --- group commit ---------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Member:
+    """One use case that waits for its commit."""
+
+    use_case: Callable[[Tx], Any]
+    future: "asyncio.Future[Any]"
+    loop: asyncio.AbstractEventLoop
+    result: Any = None
+    fault: BaseException | None = None
+
+
+class Writer:
+    """One thread that groups the commits of many use cases: what is answered has been made durable.
+
+    For the public process. Members run one after the other, each in a savepoint; one that fails leaves the others.
+    """
+
+    def __init__(self, sessions: Sessions, *, group_size: int = 32, waiting: int = 2000) -> None:
+        self._sessions = sessions
+        self._group_size = group_size
+        self._waiting = waiting
+        self._queue: queue.SimpleQueue[_Member | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._thread.start()
+
+    async def submit(self, use_case: Callable[[Tx], T]) -> T:
+        """Run `use_case` in the next group and return its result after the commit.
+
+        Raises what the use case raises, Conflict for a lost race (the caller tries again), Busy when too many
+        wait, StorageUnavailable when nothing was stored.
+        """
+        if self._queue.qsize() >= self._waiting:
+            raise Busy("Too many messages at once.")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._queue.put(_Member(use_case, future, loop))
+        return await future
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs. Without it nothing is stored, and readiness must say so."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Finish what waits, then stop the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        stopping = False
+        while not stopping:
+            group: list[_Member] = []
+            member = self._queue.get()
+            while True:
+                if member is None:
+                    stopping = True
+                    break
+                group.append(member)
+                if len(group) >= self._group_size:
+                    break
+                try:
+                    member = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            if group:
+                self._commit(group)
+                for loop in {m.loop for m in group}:
+                    with suppress(RuntimeError):  # the loop is closed: nobody waits for the answer any more
+                        loop.call_soon_threadsafe(_resolve, [m for m in group if m.loop is loop])
+
+    def _commit(self, group: list[_Member]) -> None:
+        """Commit the group; if it was lost as a whole, each member once more alone."""
+        if self._attempt(group):
+            return
+        for member in group:
+            member.result, member.fault = None, None
+            if not self._attempt([member]):
+                member.result, member.fault = None, StorageUnavailable("The database cannot take this now.")
+
+    def _attempt(self, group: list[_Member]) -> bool:
+        """Run and commit `group` in one transaction. Return False if none of it may be acknowledged."""
+        try:
+            with self._sessions.writing.connect() as connection, connection.begin(), Tx(bind=connection) as tx:
+                for member in group:
+                    run_in_savepoint(tx, member)
+                    if not in_transaction(connection):
+                        raise _GroupLost
+                if not in_transaction(connection):
+                    raise _GroupLost
+        except Exception as fault:  # noqa: BLE001 - whatever it was, nothing of the group is known to be durable
+            log.error("group_not_stored", count=len(group), error=type(fault).__name__, place=place(fault))
+            return False
+        return True
+
+
+class _GroupLost(Exception):
+    """The database rolled the whole transaction back by itself, or cannot go on."""
+
+
+def in_transaction(connection: Connection) -> bool:
+    """Return whether the transaction that we began is still open.
+
+    When the disk fills inside a savepoint SQLite rolls everything back, and would then commit later savepoints
+    alone without a word (DESIGN section 10).
+    """
+    raw: Any = connection.connection.dbapi_connection
+    if connection.dialect.name == "sqlite":
+        return bool(raw.in_transaction)
+    return bool(raw.info.transaction_status in (1, 2))  # ACTIVE, INTRANS
+
+
+def run_in_savepoint(tx: Tx, member: _Member) -> None:
+    """Run one member; its failure undoes it alone and is kept for its caller."""
+    connection = tx.connection()
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute("SAVEPOINT member")
+        member.result = member.use_case(tx)
+        tx.flush()
+        cursor.execute("RELEASE SAVEPOINT member")
+    except Exception as fault:
+        known = translate(fault)
+        member.result, member.fault = None, known or fault
+        if isinstance(known, StorageUnavailable):
+            raise _GroupLost from fault
+        tx.expunge_all()
+        _undo(cursor)
+
+
+def _undo(cursor: Any) -> None:
+    cursor.execute("ROLLBACK TO SAVEPOINT member")
+    cursor.execute("RELEASE SAVEPOINT member")
+
+
+@contextmanager
+def _pipelined(connection: Connection) -> Iterator[None]:
+    """On PostgreSQL send statements without waiting for each answer; leaving the block waits for all."""
+    if connection.dialect.name == "sqlite":
+        yield
+        return
+    raw: Any = connection.connection.dbapi_connection
+    with raw.pipeline():
+        yield
+
+
+def _resolve(group: list[_Member]) -> None:
+    for member in group:
+        if member.future.done():
+            continue  # the client went away; what it sent is stored all the same
+        if member.fault is not None:
+            member.future.set_exception(member.fault)
+        else:
+            member.future.set_result(member.result)
+
+
+# --- schema ---------------------------------------------------------------------------------------------
+
+
+def _alembic(url: str) -> alembic.config.Config:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(ROOT / "alembic"))
+    config.attributes["url"] = url
+    return config
+
+
+def newest_revision() -> str:
+    """Return the revision that this code was written for."""
+    return str(ScriptDirectory.from_config(_alembic("")).get_current_head())
+
+
+def migrate(url: str, revision: str = "head") -> str:
+    """Bring the database at `url` to `revision` and return the revision reached."""
+    sessions = open_database(url)
+    try:
+        config = _alembic(url)
+        with sessions.writing.connect() as connection:
+            if sessions.dialect == "postgresql":
+                connection.execute(text("SET statement_timeout = 0"))
+                connection.execute(text("SELECT pg_advisory_lock(4242001)"))
+                connection.commit()
+            config.attributes["connection"] = connection
+            alembic.command.upgrade(config, revision)
+            connection.commit()
+            return MigrationContext.configure(connection).get_current_revision() or "base"
+    finally:
+        sessions.close()
+
+
+def require_schema(sessions: Sessions) -> None:
+    """Refuse to run on a database of another version. Raises Misconfigured, saying what to run."""
+    wanted = newest_revision()
+    try:
+        with sessions.reading.connect() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+    except exc.DBAPIError as fault:
+        raise StorageUnavailable("The database does not answer.") from _without_words(fault)
+    if found != wanted:
+        raise Misconfigured(f"the database is at {found or 'base'}, this code needs {wanted}; run: ./hotline migrate")

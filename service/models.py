@@ -1,0 +1,424 @@
+"""The tables. Rows of outside input pass a plain model first: ``table=True`` validates nothing.
+
+What stands in clear here is the list of DESIGN section 5 and nothing else. `flags`, `province`, `venue`
+and `age` are null for a walled case, and its decision is sealed.
+"""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Column, DateTime, Index, Integer, MetaData, String, UniqueConstraint, text
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import BigInteger, TypeDecorator
+from sqlmodel import Field, SQLModel
+
+metadata: MetaData = SQLModel.metadata
+metadata.naming_convention = {
+    "pk": "pk_%(table_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+}
+
+
+class Utc(TypeDecorator[datetime]):
+    """A moment in UTC. Refuses naive datetimes on the way in and gives aware ones back on both databases."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return what the driver stores: naive UTC on SQLite, aware UTC on PostgreSQL."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a datetime without zone cannot be stored")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return an aware UTC datetime."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Word(TypeDecorator[str]):
+    """A short code. Members of a StrEnum are stored as their plain value."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """Return a plain str: drivers treat subclasses of str each in their own way."""
+        return None if value is None else str(value)
+
+
+Serial = BigInteger().with_variant(Integer(), "sqlite")  # SQLite numbers only INTEGER keys by itself
+
+
+class Level(StrEnum):
+    """P1 now, P2 today, P3 this week, P4 watch. Sorts by urgency."""
+
+    P1 = "P1"
+    P2 = "P2"
+    P3 = "P3"
+    P4 = "P4"
+
+
+class Channel(StrEnum):
+    """The way a tip came."""
+
+    SMS = "sms"
+    VOICE = "voice"
+    WEB = "web"
+    ASSISTED = "assisted"
+
+
+class State(StrEnum):
+    """The states of casework.md section 2."""
+
+    OPEN = "open"
+    CLAIMED = "claimed"
+    IN_ACTION = "in_action"
+    REFERRED = "referred"
+    WITH_AUTHORITY = "with_authority"
+    IN_COURT = "in_court"
+    WITHDRAWAL_REVIEW = "withdrawal_review"
+    CLOSURE_PROPOSED = "closure_proposed"
+    CLOSED = "closed"
+    WATCH = "watch"
+
+
+class Role(StrEnum):
+    """The roles of casework.md section 1 that people hold."""
+
+    SCREENER = "screener"
+    INVESTIGATOR = "investigator"
+    SUPERVISOR = "supervisor"
+    ADVOCATE = "advocate"
+    LEGAL = "legal"
+    OVERSIGHT = "oversight"
+    AUDITOR = "auditor"
+    ADMIN = "admin"
+
+
+class ClockKind(StrEnum):
+    """What must happen before a deadline."""
+
+    CLAIM = "claim"
+    ACT = "act"
+    LEASE = "lease"
+
+
+class Organisation(SQLModel, table=True):
+    """A body that employs units. Closing needs two of them."""
+
+    id: str = Field(primary_key=True, sa_type=Word)
+    name: str
+    name_km: str
+
+
+class Unit(SQLModel, table=True):
+    """A team. Its public key is in the cards file, never here."""
+
+    id: str = Field(primary_key=True, sa_type=Word)
+    organisation: str = Field(foreign_key="organisation.id", sa_type=Word)
+    kind: str = Field(sa_type=Word)
+    name: str
+    name_km: str
+    province: str | None = Field(default=None, sa_type=Word)
+
+
+class Member(SQLModel, table=True):
+    """A person with an account. `wrapped` opens only under the password; `auth` only checks it."""
+
+    id: UUID = Field(primary_key=True)
+    account: str = Field(unique=True)
+    name: str
+    name_km: str
+    organisation: str = Field(foreign_key="organisation.id", sa_type=Word)
+    role: str = Field(sa_type=Word)
+    chain: str = Field(sa_type=Word)
+    parameters: str
+    auth: bytes
+    box_public: bytes
+    signing_public: bytes
+    wrapped: bytes
+    row_tag: bytes
+    created_at: datetime = Field(sa_type=Utc)
+    disabled_at: datetime | None = Field(default=None, sa_type=Utc)
+
+
+class UnitGrant(SQLModel, table=True):
+    """A unit's private half, sealed to one member and signed by the member who granted it."""
+
+    __tablename__ = "unit_grant"
+    unit: str = Field(primary_key=True, foreign_key="unit.id", sa_type=Word)
+    generation: int = Field(primary_key=True)
+    member: UUID = Field(primary_key=True, foreign_key="member.id")
+    sealed: bytes
+    granter: UUID = Field(foreign_key="member.id")
+    signature: bytes
+    granted_at: datetime = Field(sa_type=Utc)
+
+
+class StaffSession(SQLModel, table=True):
+    """A signed-in browser. `sealed` opens only with the secret in its cookie."""
+
+    __tablename__ = "staff_session"
+    id: bytes = Field(primary_key=True)
+    member: UUID = Field(foreign_key="member.id", index=True)
+    started_at: datetime = Field(sa_type=Utc)
+    seen_at: datetime = Field(sa_type=Utc)
+    expires_at: datetime = Field(sa_type=Utc)
+    sealed: bytes
+
+
+class Contact(SQLModel, table=True):
+    """The way back to a tipster: a number only the relay opens, found again by a keyed pseudonym."""
+
+    id: UUID = Field(primary_key=True)
+    pseudonym: bytes | None = Field(unique=True)
+    epoch: int
+    relay_generation: int
+    key_sealed: bytes | None
+    number_sealed: bytes | None
+    tip: UUID | None = None  # its open tip; no foreign key, because the tip points back
+    opted_out_at: datetime | None = Field(default=None, sa_type=Utc)
+    row_tag: bytes
+
+
+class Case(SQLModel, table=True):
+    """The file that a unit works.
+
+    `version` is the sequence number of the event that made the row what it is. A trigger refuses any other,
+    so nothing changes a case without an event. `case` is a reserved word of SQL, hence the table's name.
+    """
+
+    __tablename__ = "case_file"
+    __table_args__ = (
+        Index(
+            "ix_case_file_queue",
+            *("unit", "level", "due_at", "flag_rank", "age_rank", "id"),
+            sqlite_where=text("state <> 'closed'"),
+            postgresql_where=text("state <> 'closed'"),
+        ),
+        Index(
+            "ix_case_file_oversight",
+            *("oversight", "level", "due_at", "flag_rank", "age_rank", "id"),
+            sqlite_where=text("state <> 'closed'"),
+            postgresql_where=text("state <> 'closed'"),
+        ),
+        Index(
+            "ix_case_file_facets",
+            *("unit", "state", "level", "due_at"),
+            sqlite_where=text("state <> 'closed'"),
+            postgresql_where=text("state <> 'closed'"),
+        ),
+    )
+    id: UUID = Field(primary_key=True)
+    chain: str = Field(unique=True, sa_type=Word)
+    version: int
+    state: str = Field(sa_type=Word)
+    level: str = Field(sa_type=Word)
+    locked: bool
+    provisional: bool
+    channel: str = Field(sa_type=Word)
+    language: str = Field(sa_type=Word)
+    walled: bool
+    flags: str | None
+    flag_rank: int
+    age_rank: int
+    province: str | None = Field(default=None, sa_type=Word)
+    venue: str | None = Field(default=None, sa_type=Word)
+    unit: str = Field(foreign_key="unit.id", sa_type=Word)
+    oversight: str = Field(foreign_key="unit.id", sa_type=Word)
+    owner: UUID | None = Field(default=None, foreign_key="member.id")
+    received_hour: datetime = Field(sa_type=Utc)
+    due_at: datetime = Field(sa_type=Utc)
+    due_kind: str = Field(sa_type=Word)
+    generation: int
+    decision: int
+
+
+class CaseKey(SQLModel, table=True):
+    """A generation of a case's public key, tagged so that a planted one is refused."""
+
+    __tablename__ = "case_key"
+    case: UUID = Field(primary_key=True, foreign_key="case_file.id")
+    generation: int = Field(primary_key=True)
+    public: bytes
+    row_tag: bytes
+
+
+class CaseSeal(SQLModel, table=True):
+    """A case's private key, sealed to one unit. Who has no seal cannot read, and does not see."""
+
+    __tablename__ = "case_seal"
+    case: UUID = Field(primary_key=True, foreign_key="case_file.id")
+    generation: int = Field(primary_key=True)
+    unit: str = Field(primary_key=True, foreign_key="unit.id", sa_type=Word)
+    unit_generation: int
+    sealed: bytes
+
+
+class Tip(SQLModel, table=True):
+    """One person's account and what follows in its conversation. Its only receipt time is the hour."""
+
+    id: UUID = Field(primary_key=True)
+    case: UUID = Field(foreign_key="case_file.id", index=True)
+    contact: UUID | None = Field(default=None, foreign_key="contact.id", index=True)
+    channel: str = Field(sa_type=Word)
+    language: str = Field(sa_type=Word)
+    received_hour: datetime = Field(sa_type=Utc)
+    late: bool
+
+
+class Message(SQLModel, table=True):
+    """One sealed text of a tip's conversation, never changed. A delivery is stored once: the constraint decides."""
+
+    __table_args__ = (UniqueConstraint("provider", "kind", "delivery"), UniqueConstraint("tip", "number"))
+    id: UUID = Field(primary_key=True)
+    tip: UUID = Field(foreign_key="tip.id")
+    number: int
+    case: UUID = Field(foreign_key="case_file.id", index=True)
+    generation: int
+    provider: str = Field(sa_type=Word)
+    kind: str = Field(sa_type=Word)
+    delivery: bytes
+    received_hour: datetime = Field(sa_type=Utc)
+    header: bytes
+    seal: bytes
+    body: bytes
+
+
+class CaseDecision(SQLModel, table=True):
+    """What the rules said, appended and never changed. `record` is null for a walled case, and the rest sealed."""
+
+    __tablename__ = "decision"
+    __table_args__ = (UniqueConstraint("case", "number"),)
+    id: UUID = Field(primary_key=True)
+    case: UUID = Field(foreign_key="case_file.id")
+    number: int
+    message: UUID | None = Field(default=None, foreign_key="message.id")
+    level: str = Field(sa_type=Word)
+    ruleset_hash: str
+    record: bytes | None
+    header: bytes | None
+    seal: bytes | None
+    body: bytes | None
+
+
+class Clock(SQLModel, table=True):
+    """A stored deadline, never moved later. It ends by being met or by lapsing."""
+
+    __table_args__ = (
+        Index(
+            "ix_clock_running",
+            *("kind", "due_at"),
+            sqlite_where=text("met_at IS NULL AND lapsed_at IS NULL"),
+            postgresql_where=text("met_at IS NULL AND lapsed_at IS NULL"),
+        ),
+    )
+    id: UUID = Field(primary_key=True)
+    case: UUID = Field(foreign_key="case_file.id", index=True)
+    kind: str = Field(sa_type=Word)
+    due_at: datetime = Field(sa_type=Utc)
+    set_by: str = Field(sa_type=Word)
+    met_at: datetime | None = Field(default=None, sa_type=Utc)
+    lapsed_at: datetime | None = Field(default=None, sa_type=Utc)
+
+
+class OutboxJob(SQLModel, table=True):
+    """Work to be done after the commit that asked for it, delivered at least once under its own key."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (
+        Index(
+            "ix_outbox_waiting",
+            "not_before",
+            sqlite_where=text("state = 'waiting'"),
+            postgresql_where=text("state = 'waiting'"),
+        ),
+    )
+    id: UUID = Field(primary_key=True)
+    key: str = Field(unique=True)
+    kind: str = Field(sa_type=Word)
+    case: UUID | None = Field(default=None, foreign_key="case_file.id")
+    contact: UUID | None = Field(default=None, foreign_key="contact.id")
+    language: str = Field(sa_type=Word)
+    state: str = Field(sa_type=Word)
+    not_before: datetime = Field(sa_type=Utc)
+    expires_at: datetime = Field(sa_type=Utc)
+    row_tag: bytes
+
+
+class Sign(SQLModel, table=True):
+    """When something was last seen well, for metrics that outlive a process."""
+
+    name: str = Field(primary_key=True, sa_type=Word)
+    at: datetime = Field(sa_type=Utc)
+
+
+class LedgerHead(SQLModel, table=True):
+    """The newest event of each chain (ledger.md section 3). Moved by compare-and-swap alone."""
+
+    __tablename__ = "ledger_head"
+    case: str = Field(primary_key=True, sa_type=Word)
+    seq: int
+    c: bytes
+
+
+class LedgerEvent(SQLModel, table=True):
+    """An event as the bytes that were hashed. A trigger refuses UPDATE and DELETE."""
+
+    __tablename__ = "ledger_event"
+    __table_args__ = (UniqueConstraint("case", "seq"),)
+    eid: str = Field(primary_key=True, sa_type=Word)
+    case: str = Field(foreign_key="ledger_head.case", sa_type=Word)
+    seq: int
+    type: str = Field(sa_type=Word)
+    at: datetime = Field(sa_type=Utc)
+    body: bytes
+    k_e: bytes
+    blob: bytes
+    leaf: bytes
+
+
+class LedgerField(SQLModel, table=True):
+    """Salt and value behind a commitment. Sealed ones hold both in `value` and no salt in clear."""
+
+    __tablename__ = "ledger_field"
+    eid: str = Field(primary_key=True, foreign_key="ledger_event.eid", sa_type=Word)
+    name: str = Field(primary_key=True, sa_type=Word)
+    salt: bytes | None
+    value: bytes
+    sealed: bool
+
+
+class LedgerPending(SQLModel, table=True):
+    """A leaf that the sequencer has not integrated yet."""
+
+    __tablename__ = "ledger_pending"
+    id: int | None = Field(default=None, sa_column=Column(Serial, primary_key=True, autoincrement=True))
+    eid: str | None = Field(unique=True, sa_type=Word)
+    cover_n: int | None
+    leaf: bytes
+
+
+class LedgerState(SQLModel, table=True):
+    """One row: the tree's size and root, and the newest checkpoint with a quorum."""
+
+    __tablename__ = "ledger_state"
+    id: int = Field(primary_key=True)
+    size: int
+    root: bytes
+    epoch: int
+    note: str | None
+    published_size: int
+    witnessed_size: int
+    witnessed_root: bytes
+    halted: bool
