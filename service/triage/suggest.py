@@ -1,0 +1,275 @@
+"""Text to facts (triage.md section 3): what a person may have meant, for a person to confirm. Pure."""
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from service.triage.facts import FACTS, HARMS, NOW, Fact, Source, Value
+from service.triage.language import detect_language
+from service.triage.lexicon import HOURS, Concept, Lexicon
+from service.triage.numbers import ADULT, Amount
+from service.triage.reading import TODAY_HOURS, Hit, Reading, read
+from service.triage.text import REPEAT, Normalised, normalise, replaced_at
+
+MOST_SPANS = 8
+_RECENCIES = FACTS["recency"].ranks
+# Kinds of message in which a place is only talked of: it is not where a child or a harm is.
+_NO_PLACE = frozenset({"question", "offer", "thanks", "spam", "test", "abusive"})
+_LABOUR = ("child_labour", "begging")
+# Facts that make a message a report, whatever else it says (triage.md section 3, "Message kind").
+_REPORTS = frozenset(
+    (*NOW, *HARMS, "retaliation_threat", "threat_to_share", "material_shared", "settlement", "official_complicity")
+)
+_COUNTED = frozenset((*NOW, *HARMS, "child_labour", "material_shared", "suspect_leaving"))
+_ABOUT_CHILDREN = frozenset(("child_involved", "adult_survivor", "self_harm"))
+_NOTHING = frozenset(("no", "none"))
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """What a text suggests: facts, each with the positions of its words in the original text, and the language."""
+
+    facts: tuple[Fact, ...]
+    language: str
+
+
+@dataclass
+class _Draft:
+    """Facts on the way: for each name and value the words that gave it, and which were said without doubt."""
+
+    at: datetime | None
+    message: str | None
+    normal: Normalised
+    words: dict[str, dict[Value, list[tuple[int, int]]]] = field(default_factory=dict)
+    plain: set[tuple[str, Value]] = field(default_factory=set)
+
+    def add(self, name: str, value: Value, start: int, end: int, *, hedged: bool = False) -> None:
+        self.words.setdefault(name, {}).setdefault(value, []).append((start, end))
+        if not hedged:
+            self.plain.add((name, value))
+
+    def drop(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.words.pop(name, None)
+
+    def yes(self, name: str) -> bool:
+        return "yes" in self.words.get(name, ())
+
+    def values(self, name: str) -> Set[Value]:
+        return self.words[name].keys() if name in self.words else frozenset()
+
+    def stands(self, names: Set[str]) -> bool:
+        """Whether one of the facts has a value other than no or none."""
+        return any(self.words[name].keys() - _NOTHING for name in self.words.keys() & names)
+
+    def facts(self) -> tuple[Fact, ...]:
+        original = self.normal.original  # a few words show a person why; the account has the rest
+        return tuple(
+            [
+                Fact(
+                    name,
+                    value,
+                    Source.SUGGESTED,
+                    self.at,
+                    self.message,
+                    tuple(dict.fromkeys([original(start, end) for start, end in spans[:MOST_SPANS]])),
+                    (name, value) not in self.plain,
+                )
+                for name, values in self.words.items()
+                for value, spans in values.items()
+            ]
+        )
+
+
+def suggest(
+    text: str,
+    lexicon: Lexicon,
+    received_at: datetime | None = None,
+    context: Mapping[str, str] | None = None,
+    message: str | None = None,
+) -> Suggestion:
+    """Return the facts that the words of `text` suggest.
+
+    received_at: with a time zone; dates the facts and gives weekdays their distance. context: what the channel knows
+    without reading; only `form` is looked at here: in the children's form "here" is the home it hangs in.
+    message: the id of the message, kept with each fact.
+    """
+    normal = normalise(text)
+    slips = lexicon.typos.correct(normal.text)
+    if slips:
+        normal = replaced_at(normal, slips)
+    reading = read(normal.text, lexicon, received_at)
+    draft = _Draft(received_at, message, normal)
+    present = reading.present()
+    for number in sorted(present & lexicon.setters):
+        _apply(lexicon.concepts[number], reading.hits_of(number), reading, draft)
+    _ages(reading, draft)
+    _count(reading, draft, text)
+    _timing(reading, draft)
+    _scope(reading, draft)
+    _target(reading, draft, context or {})
+    return Suggestion(draft.facts(), detect_language(text))
+
+
+def _apply(concept: Concept, hits: Iterable[Hit], reading: Reading, draft: _Draft) -> None:
+    """Let one concept set its facts where what it needs stands near it."""
+    stands = reading.stands
+    if not all(any(one in stands for one in group) for group in concept.anywhere):
+        return
+    if any(one in stands for one in concept.nowhere):
+        return
+    for hit in hits:
+        if hit.under_if and not concept.under_if:
+            continue
+        scope = reading.scope(hit.clause, concept.within)
+        if not all(any(stands.get(one, 0) & scope for one in group) for group in concept.needs):
+            continue
+        if any(stands.get(one, 0) & scope for one in concept.unless):
+            continue
+        if concept.time != "any" and not _timely(concept, hit, reading):
+            continue
+        for name, value in concept.sets:
+            if value == HOURS:
+                hours = [when.hours for when in reading.when(hit, "text") if when.hours is not None]
+                if hours and not hit.denied:
+                    draft.add(name, min(hours), hit.start, hit.end, hedged=hit.hedged)
+            elif not hit.denied:
+                draft.add(name, value, hit.start, hit.end, hedged=hit.hedged)
+            elif value == "yes" and "no" in FACTS[name].ranks:
+                draft.add(name, "no", hit.start, hit.end, hedged=hit.hedged)
+
+
+def _timely(concept: Concept, hit: Hit, reading: Reading) -> bool:
+    whens = reading.when(hit, concept.within)
+    tenses = {when.tense for when in whens}
+    if concept.time == "now":
+        return "now" in tenses
+    if concept.time == "today":
+        return bool(tenses & {"now", "today"}) or any(
+            when.hours is not None and when.hours <= TODAY_HOURS for when in whens
+        )
+    if concept.time == "future":
+        return bool(tenses & {"future", "today"})
+    if concept.time == "past":
+        return "past" in tenses
+    return not tenses & {"past", "future"} or bool(tenses & {"now", "today", "habit"})
+
+
+def _ages(reading: Reading, draft: _Draft) -> None:
+    """The youngest age, and whether the writer gives an own age (triage.md section 3, "Age and number")."""
+    survivor = reading.has("own_childhood")
+    ages: list[Amount] = []
+    for amount in reading.amounts:
+        if amount.kind == "age" and amount.own and amount.value >= ADULT:
+            draft.add("reporter_is_child", "no", amount.start, amount.end)
+            if survivor:
+                draft.add("adult_survivor", "yes", amount.start, amount.end)
+        elif amount.kind == "age" and amount.value < ADULT:
+            ages.append(amount)
+        elif amount.kind == "grade":
+            ages += (amount._replace(value=amount.value + 5), amount._replace(value=amount.value + 7))
+        elif amount.kind == "under":
+            draft.add("child_involved", "yes", amount.start, amount.end)
+            draft.add("age_max", amount.value - 1, amount.start, amount.end)
+    for hit in reading.of("baby"):
+        if not hit.denied:
+            ages.append(Amount("age", hit.start, hit.end, 0))
+    if not ages:
+        return
+    youngest, oldest = min(ages, key=lambda age: age.value), max(ages, key=lambda age: age.value)
+    draft.add("child_involved", "yes", youngest.start, youngest.end)
+    if survivor and draft.yes("adult_survivor"):
+        return
+    draft.add("age_min", youngest.value, youngest.start, youngest.end)
+    draft.add("age_max", oldest.value, oldest.start, oldest.end)
+    for age in ages:
+        if age.own and not survivor and not reading.has("other_persons_age"):
+            draft.add("reporter_is_child", "yes", age.start, age.end)
+
+
+def _count(reading: Reading, draft: _Draft, original: str) -> None:
+    """How many children are harmed or held; children who are only mentioned are not counted."""
+    if not draft.stands(_COUNTED):
+        return
+    counted = [amount for amount in reading.amounts if amount.kind == "persons" and amount.value > 1]
+    for amount in counted:
+        draft.add("victims", min(amount.value, 100_000), amount.start, amount.end)
+    if counted:
+        return
+    several = [hit for hit in reading.of("children") if not hit.denied]
+    for hit in reading.of("child") if REPEAT in original else ():
+        _, end = draft.normal.original(hit.start, hit.end)
+        if original[end - 1 : end + 1].endswith(REPEAT) or original[end : end + 1] == REPEAT:
+            several.append(hit)
+    for hit in several:
+        draft.add("victims", 2, hit.start, hit.end)
+
+
+def _timing(reading: Reading, draft: _Draft) -> None:
+    """When the harm was, and whether it goes on (triage.md section 3, "Time")."""
+    if not reading.whens:
+        return
+    best: tuple[int, Hit] | None = None
+    for number in sorted(reading.present() & reading.lexicon.harms):
+        if not any(draft.yes(name) for name, _ in reading.lexicon.concepts[number].sets):
+            continue
+        for hit in reading.hits_of(number):
+            if hit.denied:
+                continue
+            for when in reading.when(hit, "around"):
+                if when.recency and (best is None or _RECENCIES[when.recency] > best[0]):
+                    best = (_RECENCIES[when.recency], hit)
+                if when.access:
+                    draft.add("suspect_access", "ongoing", hit.start, hit.end)
+    if best is not None:
+        draft.add("recency", FACTS["recency"].values[best[0]], best[1].start, best[1].end)
+
+
+def _scope(reading: Reading, draft: _Draft) -> None:
+    """Whether a child is concerned, and what kind of message it is."""
+    children = [hit for hit in reading.of("child") if not hit.denied]
+    if reading.has("adult_victim_only") and reading.has("children_away"):
+        children = []
+        draft.words.get("child_involved", {}).pop("yes", None)
+    adults = [a for a in reading.amounts if a.kind == "age" and a.value >= ADULT]
+    if children:
+        draft.add("child_involved", "yes", children[0].start, children[0].end)
+    elif adults and not draft.stands(_ABOUT_CHILDREN):
+        draft.add("child_involved", "no", adults[0].start, adults[0].end)
+    if "retraction" in draft.values("message_kind"):
+        draft.drop((*HARMS, *_LABOUR))
+    if draft.stands(_REPORTS):
+        draft.drop(("message_kind",))
+
+
+def _target(reading: Reading, draft: _Draft, context: Mapping[str, str]) -> None:
+    """Whether the place and the person can be found."""
+    for name in ("province", "venue_type"):
+        _choose(name, reading, draft)
+    if draft.values("message_kind") & _NO_PLACE:
+        draft.drop(("venue_type",))
+    places = draft.values("province") or draft.values("venue_type") - {"online"}
+    if places and "no" not in draft.values("place_known"):
+        words = next(iter(draft.words["province" if "province" in draft.words else "venue_type"].values()))
+        draft.add("place_known", "yes", *words[0])
+    if context.get("form") == "child_residential" and reading.has("here"):
+        here = reading.of("here")[0]
+        draft.add("reporter_lives_at_place", "yes", here.start, here.end)
+
+
+def _choose(name: str, reading: Reading, draft: _Draft) -> None:
+    """Keep of several values of a fact that of the highest rank, then the first in the text."""
+    if name not in draft.words:
+        return
+    best: tuple[int, int, int, Value] | None = None
+    for number in reading.present() & reading.lexicon.places:
+        concept = reading.lexicon.concepts[number]
+        known, value = concept.sets[0]
+        if known == name and value in draft.words[name]:
+            for hit in reading.hits_of(number):
+                order = (-concept.rank, hit.start, hit.end, value)
+                if not hit.denied and (best is None or order < best):
+                    best = order
+    draft.drop((name,))
+    if best is not None:
+        draft.add(name, best[3], best[1], best[2])

@@ -1,0 +1,62 @@
+"""Slips in longer Latin words: one letter missing, added, changed or two swapped (triage.md section 3, "Match")."""
+
+import re
+from collections.abc import Iterable
+
+SHORTEST = 6
+_WORD = re.compile(r"(?<![^\W\d_])[a-z]{5,24}(?![^\W_])")
+_ENDINGS = ("", "s", "ed", "d", "ing", "er", "ers", "ly")
+
+
+class Typos:
+    """Finds the lexicon's word that a mistyped one stands for.
+
+    vocabulary: the lexicon's words; those of six letters and more are found with one slip. ordinary: real words that
+    look like a slip and are none.
+    """
+
+    def __init__(self, vocabulary: Iterable[str], ordinary: Iterable[str]) -> None:
+        words = {word for word in vocabulary if word.isascii() and word.isalpha()}
+        self._known = frozenset(ordinary) | {word + ending for word in words for ending in _ENDINGS}
+        self._shortened: dict[str, str] = {}
+        for word in sorted(word for word in words if len(word) >= SHORTEST):
+            for short in (word, *_without_one(word)):
+                self._shortened.setdefault(short, word)
+
+    def correct(self, text: str) -> dict[tuple[int, int], str]:
+        """Return the words of a normalised text that are a slip away from the lexicon's, by position."""
+        slips = {}
+        for match in _WORD.finditer(text):
+            word = match[0]
+            if word not in self._known and (meant := self._meant(word)) is not None:
+                slips[match.span()] = meant
+        return slips
+
+    def _meant(self, word: str) -> str | None:
+        shortened = self._shortened
+        if word in shortened:
+            return shortened[word]
+        for short in _without_one(word):
+            meant = shortened.get(short)
+            if meant is not None and len(word) >= SHORTEST and one_slip(word, meant):
+                return meant
+        return None
+
+
+def one_slip(left: str, right: str) -> bool:
+    """Whether two words differ by one letter missing, added or changed, or by two neighbours swapped."""
+    if len(left) > len(right):
+        left, right = right, left
+    if len(right) - len(left) > 1:
+        return False
+    start = 0
+    while start < len(left) and left[start] == right[start]:
+        start += 1
+    if len(left) < len(right):
+        return left[start:] == right[start + 1 :]
+    swapped = left[start : start + 2] == right[start : start + 2][::-1] and left[start + 2 :] == right[start + 2 :]
+    return swapped or left[start + 1 :] == right[start + 1 :]
+
+
+def _without_one(word: str) -> list[str]:
+    return [word[:position] + word[position + 1 :] for position in range(len(word))]
