@@ -12,6 +12,8 @@ def canonical(value: Any) -> bytes:
     With ASCII keys and no floats the standard library's output, sorted and without spaces, is exact.
     Raises ValueError for a float, an integer beyond 2^53 - 1, a key that is not ASCII or a lone surrogate.
     """
+    if type(value) is str:
+        return json.encoder.encode_basestring(value).encode()
     _check(value)
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.encode()

@@ -1,5 +1,6 @@
 """Settings: frozen, read once, passed in. Secrets come from files only, never from the environment."""
 
+import os
 import stat
 from datetime import timedelta
 from pathlib import Path
@@ -114,6 +115,17 @@ def read_settings(path: Path | None) -> Settings:
         errors = find(include_input=False, include_url=False)
         wrong = "; ".join(f"HOTLINE_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in errors)
         raise Misconfigured(wrong or "the settings cannot be read") from None
+
+
+def settings_from_environment() -> Settings:
+    """Return the settings of ``HOTLINE_*`` over the file that ``HOTLINE_SETTINGS`` names.
+
+    Raises Misconfigured; a name that leads nowhere is refused, not skipped.
+    """
+    name = os.environ.get("HOTLINE_SETTINGS")
+    if name and not Path(name).is_file():
+        raise Misconfigured(f"HOTLINE_SETTINGS: there is no file {name}")
+    return read_settings(Path(name) if name else None)
 
 
 def read_secret(path: Path | None, name: str, *, length: int | None = None) -> bytes:

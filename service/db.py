@@ -22,7 +22,7 @@ import pysqlite3.dbapi2 as sqlite3
 import structlog
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, Table, create_engine, event, exc, insert, text
+from sqlalchemy import Connection, Engine, LargeBinary, Table, create_engine, event, exc, insert, text
 from sqlalchemy.engine import Dialect, make_url
 from sqlmodel import Session
 
@@ -50,7 +50,15 @@ POSTGRESQL_OPTIONS = (
     "-c synchronous_commit=on -c statement_timeout=5000 -c lock_timeout=2000"
     " -c idle_in_transaction_session_timeout=10000 -c timezone=UTC"
 )
+# A server whose host vanished must not hold a thread until the kernel gives up after a quarter of an hour.
+POSTGRESQL_KEEPALIVE = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
 ATTEMPTS = 5
+LONGEST_WAIT = 12.0  # seconds; Twilio gives up at 15
 RETRIED_SQLSTATES = {"40001", "40P01"}  # serialization failure, deadlock
 
 
@@ -74,45 +82,43 @@ class Tx(Session):
             for table, rows in batches:
                 if not rows:
                     continue
-                statement, names, convert = _insert_plan(dialect, table.__table__, tuple(rows[0]))
+                plan = _insert_plan(dialect, table.__table__, tuple(rows[0]))
                 cursor = connection.connection.cursor()
-                if names is None:
-                    for row in rows:
-                        cursor.execute(
-                            statement,
-                            {k: c(v) if (c := convert.get(k)) and v is not None else v for k, v in row.items()},
-                        )
-                else:
+                if plan.positional:
                     cursor.executemany(
-                        statement,
-                        [
-                            [c(r[k]) if (c := convert.get(k)) and r[k] is not None else r[k] for k in names]
-                            for r in rows
-                        ],
+                        plan.statement,
+                        [[c(r[k]) if c and r[k] is not None else r[k] for k, c in plan.columns] for r in rows],
                     )
+                else:
+                    for r in rows:
+                        values = {k: c(r[k]) if c and r[k] is not None else r[k] for k, c in plan.columns}
+                        cursor.execute(plan.statement, values)
+
+
+@dataclass(frozen=True, slots=True)
+class _InsertPlan:
+    """An INSERT as the driver takes it: its text, and its columns in order with what converts their values."""
+
+    statement: str
+    positional: bool
+    columns: tuple[tuple[str, Callable[[Any], Any] | None], ...]
 
 
 @lru_cache(maxsize=256)
-def _insert_plan(
-    dialect_name: str, table: Table, columns: tuple[str, ...]
-) -> tuple[str, tuple[str, ...] | None, dict[str, Any]]:
-    """Return the statement, its parameters in order (None when they go by name) and their converters."""
-    dialect = _dialect(dialect_name)
+def _insert_plan(dialect_name: str, table: Table, columns: tuple[str, ...]) -> _InsertPlan:
+    dialect = _dialects[dialect_name]
     compiled = insert(table).compile(dialect=dialect, column_keys=list(columns))
-    convert: dict[str, Any] = {}
-    for name in columns:
-        processor = table.c[name].type.dialect_impl(dialect).bind_processor(dialect)
-        if processor is not None:
-            convert[name] = processor
     positions = compiled.positiontup
-    return str(compiled), tuple(positions) if positions else None, convert
+    convert: dict[str, Callable[[Any], Any] | None] = {}
+    for name in columns:
+        kind = table.c[name].type
+        # bytes go to both drivers as they are; wrapping them costs more than writing them
+        plain = isinstance(kind, LargeBinary)
+        convert[name] = None if plain else kind.dialect_impl(dialect).bind_processor(dialect)
+    return _InsertPlan(str(compiled), bool(positions), tuple((name, convert[name]) for name in positions or columns))
 
 
 _dialects: dict[str, Dialect] = {}
-
-
-def _dialect(name: str) -> Dialect:
-    return _dialects[name]
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,13 @@ class Sessions:
                 yield session
         except exc.DBAPIError as fault:
             raise StorageUnavailable("The database does not answer.") from _without_words(fault)
+
+    def engine_version(self) -> str:
+        """Return the engine's name and version, for health pages."""
+        if self.dialect == "sqlite":
+            return f"SQLite {sqlite3.sqlite_version}"
+        with self.reading.connect() as connection:
+            return f"PostgreSQL {connection.execute(text('SHOW server_version')).scalar()}"
 
     def close(self) -> None:
         """Close all connections."""
@@ -166,7 +179,7 @@ def open_database(url: str) -> Sessions:
                 pool_pre_ping=True,
                 pool_size=8,
                 hide_parameters=True,
-                connect_args={"options": POSTGRESQL_OPTIONS, "connect_timeout": 3},
+                connect_args={"options": POSTGRESQL_OPTIONS, "connect_timeout": 3, **POSTGRESQL_KEEPALIVE},
             )
             for _ in range(2)
         )
@@ -225,10 +238,16 @@ def write(sessions: Sessions, use_case: Callable[[Tx], T]) -> T:
 
 def translate(fault: BaseException) -> Conflict | StorageUnavailable | None:
     """Return the domain's word for a database error, or None if it is none. Carries no value of a row."""
+    # In a pipeline the statement after the one that failed may be what reports it.
+    while type(fault).__name__ == "PipelineAborted" and fault.__context__ is not None:
+        fault = fault.__context__
     original = fault.orig if isinstance(fault, exc.DBAPIError) and fault.orig is not None else fault
     kinds = {kind.__name__ for kind in type(original).__mro__}
     if "IntegrityError" in kinds:
-        return Repeated("This is stored already, or refers to something that is not.")
+        # SQLite tells a broken uniqueness from a trigger's refusal only in its words, PostgreSQL by SQLSTATE.
+        if getattr(original, "sqlstate", None) == "23505" or str(original).startswith("UNIQUE constraint"):
+            return Repeated("This is stored already.")
+        return StorageUnavailable("The database refused this.")
     if isinstance(fault, (exc.TimeoutError, exc.ResourceClosedError)):
         return StorageUnavailable("The database does not answer.")
     if kinds & {"OperationalError", "InternalError", "InterfaceError", "DatabaseError"}:
@@ -280,7 +299,12 @@ class Writer:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._queue.put(_Member(use_case, future, loop))
-        return await future
+        try:
+            async with asyncio.timeout(LONGEST_WAIT):
+                return await asyncio.shield(future)
+        except TimeoutError:
+            # It may yet be stored; whoever sends it again then gets the stored one.
+            raise StorageUnavailable("The database does not answer in time.") from None
 
     @property
     def alive(self) -> bool:
@@ -309,7 +333,12 @@ class Writer:
                 except queue.Empty:
                     break
             if group:
-                self._commit(group)
+                try:
+                    self._commit(group)
+                except Exception as fault:  # noqa: BLE001 - this thread is the only one that stores anything
+                    log.error("writer_failed", count=len(group), error=type(fault).__name__, place=place(fault))
+                    for member in group:
+                        member.fault = StorageUnavailable("The database cannot take this now.")
                 for loop in {m.loop for m in group}:
                     with suppress(RuntimeError):  # the loop is closed: nobody waits for the answer any more
                         loop.call_soon_threadsafe(_resolve, [m for m in group if m.loop is loop])
@@ -415,7 +444,10 @@ def newest_revision() -> str:
 
 
 def migrate(url: str, revision: str = "head") -> str:
-    """Bring the database at `url` to `revision` and return the revision reached."""
+    """Bring the database at `url` to `revision` and return the revision reached.
+
+    Raises StorageUnavailable when the database does not answer or its disk is full.
+    """
     sessions = open_database(url)
     try:
         config = _alembic(url)
@@ -428,6 +460,8 @@ def migrate(url: str, revision: str = "head") -> str:
             alembic.command.upgrade(config, revision)
             connection.commit()
             return MigrationContext.configure(connection).get_current_revision() or "base"
+    except exc.DBAPIError as fault:
+        raise StorageUnavailable("The database cannot be migrated now.") from _without_words(fault)
     finally:
         sessions.close()
 

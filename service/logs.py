@@ -7,6 +7,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -83,6 +84,17 @@ class _Plain(logging.Handler):
         structlog.get_logger().log(record.levelno, words, **known)
 
 
+class _Stderr:
+    """Writes lines to standard error. A closed one costs the line, never the work that it was about."""
+
+    def msg(self, line: str) -> None:
+        """Write one line."""
+        with suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is where logs go
+
+    debug = info = warning = error = critical = fatal = exception = log = msg
+
+
 def configure(process: str, *, level: str = "INFO", strict: bool = False) -> None:
     """Send structlog and the standard library's logs to standard error as JSON lines.
 
@@ -99,7 +111,7 @@ def configure(process: str, *, level: str = "INFO", strict: bool = False) -> Non
             structlog.processors.JSONRenderer(ensure_ascii=False),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _Stderr(),
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(handlers=[_Plain()], level=max(logging.WARNING, logging.getLevelName(level)), force=True)

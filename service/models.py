@@ -68,6 +68,9 @@ class Level(StrEnum):
     P4 = "P4"
 
 
+RANK: dict[str, int] = {level.value: rank for rank, level in enumerate(Level)}  # 0 is the most urgent
+
+
 class Channel(StrEnum):
     """The way a tip came."""
 
@@ -248,6 +251,7 @@ class CaseKey(SQLModel, table=True):
     """A generation of a case's public key, tagged so that a planted one is refused."""
 
     __tablename__ = "case_key"
+    __table_args__ = ({"sqlite_with_rowid": False},)
     case: UUID = Field(primary_key=True, foreign_key="case_file.id")
     generation: int = Field(primary_key=True)
     public: bytes
@@ -258,6 +262,7 @@ class CaseSeal(SQLModel, table=True):
     """A case's private key, sealed to one unit. Who has no seal cannot read, and does not see."""
 
     __tablename__ = "case_seal"
+    __table_args__ = ({"sqlite_with_rowid": False},)
     case: UUID = Field(primary_key=True, foreign_key="case_file.id")
     generation: int = Field(primary_key=True)
     unit: str = Field(primary_key=True, foreign_key="unit.id", sa_type=Word)
@@ -268,9 +273,10 @@ class CaseSeal(SQLModel, table=True):
 class Tip(SQLModel, table=True):
     """One person's account and what follows in its conversation. Its only receipt time is the hour."""
 
+    __table_args__ = ({"sqlite_with_rowid": False},)
     id: UUID = Field(primary_key=True)
     case: UUID = Field(foreign_key="case_file.id", index=True)
-    contact: UUID | None = Field(default=None, foreign_key="contact.id", index=True)
+    contact: UUID | None = Field(default=None, foreign_key="contact.id")
     channel: str = Field(sa_type=Word)
     language: str = Field(sa_type=Word)
     received_hour: datetime = Field(sa_type=Utc)
@@ -278,17 +284,22 @@ class Tip(SQLModel, table=True):
 
 
 class Message(SQLModel, table=True):
-    """One sealed text of a tip's conversation, never changed. A delivery is stored once: the constraint decides."""
+    """One sealed text of a tip's conversation, never changed. A delivery is stored once: the constraint decides.
 
-    __table_args__ = (UniqueConstraint("provider", "kind", "delivery"), UniqueConstraint("tip", "number"))
+    mark: what a reader must know besides the words, as codes: ``media:2`` (pictures announced, not fetched),
+    ``token:missing`` (a form without its token).
+    """
+
+    __table_args__ = (UniqueConstraint("provider", "kind", "delivery"), UniqueConstraint("case", "tip", "number"))
     id: UUID = Field(primary_key=True)
     tip: UUID = Field(foreign_key="tip.id")
     number: int
-    case: UUID = Field(foreign_key="case_file.id", index=True)
+    case: UUID = Field(foreign_key="case_file.id")
     generation: int
     provider: str = Field(sa_type=Word)
     kind: str = Field(sa_type=Word)
     delivery: bytes
+    mark: str | None = Field(default=None, sa_type=Word)
     received_hour: datetime = Field(sa_type=Utc)
     header: bytes
     seal: bytes
@@ -299,10 +310,8 @@ class CaseDecision(SQLModel, table=True):
     """What the rules said, appended and never changed. `record` is null for a walled case, and the rest sealed."""
 
     __tablename__ = "decision"
-    __table_args__ = (UniqueConstraint("case", "number"),)
-    id: UUID = Field(primary_key=True)
-    case: UUID = Field(foreign_key="case_file.id")
-    number: int
+    case: UUID = Field(primary_key=True, foreign_key="case_file.id")
+    number: int = Field(primary_key=True)
     message: UUID | None = Field(default=None, foreign_key="message.id")
     level: str = Field(sa_type=Word)
     ruleset_hash: str
@@ -322,6 +331,7 @@ class Clock(SQLModel, table=True):
             sqlite_where=text("met_at IS NULL AND lapsed_at IS NULL"),
             postgresql_where=text("met_at IS NULL AND lapsed_at IS NULL"),
         ),
+        {"sqlite_with_rowid": False},
     )
     id: UUID = Field(primary_key=True)
     case: UUID = Field(foreign_key="case_file.id", index=True)
@@ -343,6 +353,7 @@ class OutboxJob(SQLModel, table=True):
             sqlite_where=text("state = 'waiting'"),
             postgresql_where=text("state = 'waiting'"),
         ),
+        {"sqlite_with_rowid": False},
     )
     id: UUID = Field(primary_key=True)
     key: str = Field(unique=True)
@@ -367,6 +378,7 @@ class LedgerHead(SQLModel, table=True):
     """The newest event of each chain (ledger.md section 3). Moved by compare-and-swap alone."""
 
     __tablename__ = "ledger_head"
+    __table_args__ = ({"sqlite_with_rowid": False},)
     case: str = Field(primary_key=True, sa_type=Word)
     seq: int
     c: bytes
@@ -392,6 +404,7 @@ class LedgerField(SQLModel, table=True):
     """Salt and value behind a commitment. Sealed ones hold both in `value` and no salt in clear."""
 
     __tablename__ = "ledger_field"
+    __table_args__ = ({"sqlite_with_rowid": False},)
     eid: str = Field(primary_key=True, foreign_key="ledger_event.eid", sa_type=Word)
     name: str = Field(primary_key=True, sa_type=Word)
     salt: bytes | None

@@ -34,6 +34,7 @@ def upgrade() -> None:
         sa.Column("seq", sa.Integer(), nullable=False),
         sa.Column("c", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("case", name=op.f("pk_ledger_head")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "ledger_pending",
@@ -180,6 +181,7 @@ def upgrade() -> None:
         sa.Column("sealed", sa.Boolean(), nullable=False),
         sa.ForeignKeyConstraint(["eid"], ["ledger_event.eid"], name=op.f("fk_ledger_field_eid")),
         sa.PrimaryKeyConstraint("eid", "name", name=op.f("pk_ledger_field")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "staff_session",
@@ -217,6 +219,7 @@ def upgrade() -> None:
         sa.Column("row_tag", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["case"], ["case_file.id"], name=op.f("fk_case_key_case")),
         sa.PrimaryKeyConstraint("case", "generation", name=op.f("pk_case_key")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "case_seal",
@@ -228,6 +231,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["case"], ["case_file.id"], name=op.f("fk_case_seal_case")),
         sa.ForeignKeyConstraint(["unit"], ["unit.id"], name=op.f("fk_case_seal_unit")),
         sa.PrimaryKeyConstraint("case", "generation", "unit", name=op.f("pk_case_seal")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "clock",
@@ -240,6 +244,7 @@ def upgrade() -> None:
         sa.Column("lapsed_at", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["case"], ["case_file.id"], name=op.f("fk_clock_case")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_clock")),
+        sqlite_with_rowid=False,
     )
     with op.batch_alter_table("clock", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_clock_case"), ["case"], unique=False)
@@ -267,6 +272,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["contact"], ["contact.id"], name=op.f("fk_outbox_contact")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox")),
         sa.UniqueConstraint("key", name=op.f("uq_outbox_key")),
+        sqlite_with_rowid=False,
     )
     with op.batch_alter_table("outbox", schema=None) as batch_op:
         batch_op.create_index(
@@ -289,10 +295,10 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["case"], ["case_file.id"], name=op.f("fk_tip_case")),
         sa.ForeignKeyConstraint(["contact"], ["contact.id"], name=op.f("fk_tip_contact")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_tip")),
+        sqlite_with_rowid=False,
     )
     with op.batch_alter_table("tip", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_tip_case"), ["case"], unique=False)
-        batch_op.create_index(batch_op.f("ix_tip_contact"), ["contact"], unique=False)
 
     op.create_table(
         "message",
@@ -304,6 +310,7 @@ def upgrade() -> None:
         sa.Column("provider", sa.String(), nullable=False),
         sa.Column("kind", sa.String(), nullable=False),
         sa.Column("delivery", sa.LargeBinary(), nullable=False),
+        sa.Column("mark", sa.String(), nullable=True),
         sa.Column("received_hour", sa.DateTime(timezone=True), nullable=False),
         sa.Column("header", sa.LargeBinary(), nullable=False),
         sa.Column("seal", sa.LargeBinary(), nullable=False),
@@ -311,15 +318,11 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["case"], ["case_file.id"], name=op.f("fk_message_case")),
         sa.ForeignKeyConstraint(["tip"], ["tip.id"], name=op.f("fk_message_tip")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_message")),
+        sa.UniqueConstraint("case", "tip", "number", name=op.f("uq_message_case_tip_number")),
         sa.UniqueConstraint("provider", "kind", "delivery", name=op.f("uq_message_provider_kind_delivery")),
-        sa.UniqueConstraint("tip", "number", name=op.f("uq_message_tip_number")),
     )
-    with op.batch_alter_table("message", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_message_case"), ["case"], unique=False)
-
     op.create_table(
         "decision",
-        sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("case", sa.Uuid(), nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("message", sa.Uuid(), nullable=True),
@@ -331,19 +334,14 @@ def upgrade() -> None:
         sa.Column("body", sa.LargeBinary(), nullable=True),
         sa.ForeignKeyConstraint(["case"], ["case_file.id"], name=op.f("fk_decision_case")),
         sa.ForeignKeyConstraint(["message"], ["message.id"], name=op.f("fk_decision_message")),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_decision")),
-        sa.UniqueConstraint("case", "number", name=op.f("uq_decision_case_number")),
+        sa.PrimaryKeyConstraint("case", "number", name=op.f("pk_decision")),
     )
 
 
 def downgrade() -> None:
     op.drop_table("decision")
-    with op.batch_alter_table("message", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_message_case"))
-
     op.drop_table("message")
     with op.batch_alter_table("tip", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_tip_contact"))
         batch_op.drop_index(batch_op.f("ix_tip_case"))
 
     op.drop_table("tip")

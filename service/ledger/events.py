@@ -139,7 +139,7 @@ def leaf_hash(leaf: bytes) -> bytes:
 
 def utc_seconds(moment: datetime) -> str:
     """Return `moment` as it stands in events: UTC, seconds, ``Z``."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment.astimezone(UTC).isoformat()[:19] + "Z"
 
 
 @dataclass(slots=True)

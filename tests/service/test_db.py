@@ -105,7 +105,6 @@ def test_the_reading_engine_cannot_write_on_sqlite(sqlite_url: str) -> None:
 
     with pytest.raises(StorageUnavailable), sessions.read() as session:
         session.execute(text("DELETE FROM sign"))
-        session.commit()
 
     sessions.close()
 
@@ -258,6 +257,28 @@ def test_a_database_that_goes_away_is_a_clear_refusal_and_comes_back_by_itself(
         assert names(sessions) == {"before", "after"}
         sessions.close()
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_a_database_that_stalls_is_not_waited_for_without_end(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = open_database(sqlite_url)
+    monkeypatch.setattr(db, "LONGEST_WAIT", 0.05)
+    gate = threading.Event()
+
+    def stall(tx: Tx) -> str:
+        gate.wait(5)
+        return put(tx, "late")
+
+    writer = Writer(sessions)
+
+    async def run() -> None:
+        with pytest.raises(StorageUnavailable):
+            await writer.submit(stall)
+
+    asyncio.run(run())
+    gate.set()
+    writer.close()
+    assert names(sessions) == {"late"}, "it was stored after all, and a repeat will find it"
+    sessions.close()
 
 
 def test_a_client_that_goes_away_does_not_undo_what_it_sent(sessions: Sessions) -> None:

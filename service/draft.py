@@ -1,0 +1,425 @@
+"""A tip worked out in memory: words to facts, facts to a level, sealed to those who may read it.
+
+What arrives is sealed to the non-state screening unit and to oversight; to integrity and oversight alone where the
+words tie an official to it (DESIGN section 3). Pure but for randomness: nothing here touches the database.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from service.cases import (
+    NO_AGE,
+    case_key_insert,
+    clock_row,
+    flag_rank,
+    seal_facts,
+    seal_row,
+)
+from service.ledger.events import (
+    NO_EVENT,
+    SYSTEM,
+    Anchor,
+    Chained,
+    EventType,
+    Ledger,
+    NewEvent,
+    Sealed,
+    StateClass,
+    chain_events,
+    new_chain,
+    utc_seconds,
+)
+from service.models import (
+    RANK,
+    Case,
+    CaseDecision,
+    CaseKey,
+    CaseSeal,
+    Channel,
+    Clock,
+    ClockKind,
+    Contact,
+    Level,
+    Message,
+    OutboxJob,
+    State,
+    Tip,
+)
+from service.triage import Assessment, Fact, Triage, assess
+from service.vault import boxes, envelope
+from service.vault.cards import Card, Cards, RelayKey
+from service.vault.contacts import new_contact
+from service.vault.envelope import Kind
+
+WALL_ROUTE = "INDEPENDENT"
+ACKNOWLEDGE_WITHIN = timedelta(minutes=10)  # twilio.md section 5: only a fresh text is answered by machine
+PAGE_WITHIN = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class IncomingTip:
+    """What a channel hands over. Nothing of it is stored but sealed or as coded facts.
+
+    provider, kind, delivery: name the delivery; the same three mean the same message. sender: E.164 or None.
+    stated: facts from a form or keypad. context: what the channel knows without reading (placement, kind of place).
+    reply_allowed: what the tipster said about being answered; None when nothing was said. media: files announced
+    and not fetched. late: found after an outage.
+    """
+
+    channel: Channel
+    provider: str
+    kind: str
+    delivery: str
+    text: str
+    received_at: datetime
+    sender: str | None = None
+    stated: tuple[Fact, ...] = ()
+    context: Mapping[str, str] = field(default_factory=dict)
+    reply_allowed: bool | None = None
+    media: int = 0
+    late: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pepper:
+    """A secret of one epoch that numbers are named under."""
+
+    epoch: int
+    secret: bytes
+
+
+@dataclass(frozen=True)
+class Reception:
+    """What the receiving process holds: public keys, keys of names, rules and targets. Nothing in it opens a tip."""
+
+    ledger: Ledger
+    cards: Cards
+    relay: RelayKey | None
+    row_key: bytes = field(repr=False)
+    peppers: tuple[Pepper, ...] = field(repr=False)
+    triage: Triage
+    claim_targets: tuple[timedelta, ...]
+    act_targets: tuple[timedelta, ...]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A new tip, worked out and sealed in memory, before any row is written."""
+
+    tip: IncomingTip
+    id: UUID
+    level: str
+    chained: Chained
+    rows: Sequence[tuple[Any, list[dict[str, Any]]]]
+
+
+def draft_tip(desk: Reception, tip: IncomingTip, anchor: Anchor) -> Draft:
+    """Return everything a new tip will be, sealed. Pure but for randomness; never raises for odd words."""
+    minute = tip.received_at.replace(second=0, microsecond=0)
+    found = assess_at(desk, tip, minute)
+    hour = minute.replace(minute=0)
+    walled = WALL_ROUTE in found.decision.routes
+    readers = readers_of(desk, walled)
+    case, tip_id, message_id, chain = uuid4(), uuid4(), uuid4(), new_chain()
+    private, public = boxes.keypair()
+    sealed = envelope.seal_words(public, envelope.header(case, 1, hour, message_id, Kind.ACCOUNT), tip.text)
+    rank = RANK[found.decision.level]
+    claim_by, act_by = minute + desk.claim_targets[rank], minute + desk.act_targets[rank]
+    contact = _contact_row(desk, tip, tip_id)
+    facts = seal_facts(public, case, 1, hour, facts_text(found)) if walled else (None, None, None)
+    events = [
+        _opened(tip, readers, minute, claim_by, act_by),
+        words_sealed(EventType.TIP_SEALED, tip, tip_id, sealed, public, minute, claim_by),
+        decided(found, minute, claim_by, walled, public),
+    ]
+    chained = chain_events(desk.ledger, chain, -1, NO_EVENT, events, anchor)
+    row = _case_row(desk, tip, found, case, chained, readers, walled) | {
+        "received_hour": hour,
+        "due_at": min(claim_by, act_by),
+    }
+    rows: list[tuple[Any, list[dict[str, Any]]]] = [
+        (Case, [row]),
+        (CaseKey, [case_key_insert(desk.row_key, case, 1, public)]),
+        (CaseSeal, [seal_row(card, case, 1, private) for card in dict.fromkeys(readers)]),
+        (Contact, [contact] if contact else []),
+        (Tip, [tip_row(tip, tip_id, case, contact["id"] if contact else None, found.language, hour)]),
+        (Message, [message_row(desk, tip, message_id, tip_id, case, 1, 1, hour, sealed)]),
+        (
+            CaseDecision,
+            [decision_row(desk, case, 1, message_id, found, None if walled else found.decision.record, facts)],
+        ),
+        (
+            Clock,
+            [
+                clock_row(case, ClockKind.CLAIM, claim_by, EventType.DECISION_MADE),
+                clock_row(case, ClockKind.ACT, act_by, EventType.DECISION_MADE),
+            ],
+        ),
+        (OutboxJob, _jobs(desk, tip, found, case, tip_id, contact, minute)),
+    ]
+    return Draft(tip, tip_id, found.decision.level, chained, rows)
+
+
+def assess_at(desk: Reception, tip: IncomingTip, minute: datetime, known: Iterable[Fact] = ()) -> Assessment:
+    """Return what `tip` says, with facts `known` before, as of `minute`: records stand in clear, and a second tells
+    which call or text it was.
+    """
+    stated = [replace(fact, at=minute) for fact in tip.stated]
+    return assess(desk.triage, tip.text, (*known, *stated), minute, tip.context)
+
+
+def _case_row(
+    desk: Reception,
+    tip: IncomingTip,
+    found: Assessment,
+    case: UUID,
+    chained: Chained,
+    readers: tuple[Card, Card],
+    walled: bool,
+) -> dict[str, Any]:
+    return {
+        "id": case,
+        "chain": chained.chain,
+        "version": chained.seq,
+        "state": State.OPEN,
+        "level": found.decision.level,
+        "locked": found.decision.locked,
+        "provisional": found.decision.provisional,
+        "channel": tip.channel,
+        "language": found.language,
+        "walled": walled,
+        **fact_columns(found, walled),
+        "unit": readers[0].unit,
+        "oversight": readers[1].unit,
+        "owner": None,
+        "due_kind": ClockKind.CLAIM,
+        "generation": 1,
+        "decision": 1,
+    }
+
+
+def _opened(
+    tip: IncomingTip, readers: tuple[Card, Card], at: datetime, claim_by: datetime, act_by: datetime
+) -> NewEvent:
+    fields = {
+        "channel": str(tip.channel),
+        "unit": readers[0].unit,
+        "oversight": readers[1].unit,
+        "act_by": utc_seconds(act_by),
+    }
+    return NewEvent(EventType.CASE_OPENED, at, SYSTEM, StateClass.OPEN, claim_by, fields)
+
+
+def words_sealed(
+    what: EventType,
+    tip: IncomingTip,
+    tip_id: UUID,
+    sealed: envelope.Envelope,
+    public: bytes,
+    at: datetime,
+    deadline: datetime,
+    state: StateClass = StateClass.OPEN,
+) -> NewEvent:
+    """Return the event of a sealed message: what it commits to, and its exact time, both sealed to the case."""
+    fields = {
+        "tip": tip_id.hex,
+        "envelope": Sealed(envelope.commitment(sealed, tip.text), public),
+        "received": Sealed(utc_seconds(tip.received_at), public),
+    }
+    return NewEvent(what, at, SYSTEM, state, deadline, fields)
+
+
+def readers_of(desk: Reception, walled: bool) -> tuple[Card, Card]:
+    """Return the unit that works the case and the oversight unit of another organisation. Never empty."""
+    first = desk.cards.screening()
+    if walled:
+        first = desk.cards.integrity() or desk.cards.oversight_for(first.organisation)
+    return first, desk.cards.oversight_for(first.organisation)
+
+
+def fact_columns(found: Assessment, walled: bool) -> dict[str, Any]:
+    """Return the columns of a case that tell what it is about; behind the wall they are empty."""
+    if walled:
+        return {"flags": None, "flag_rank": 7, "age_rank": NO_AGE, "province": None, "venue": None}
+    flags = found.decision.flags
+    return {
+        "flags": json.dumps(list(flags)),
+        "flag_rank": flag_rank(flags),
+        "age_rank": NO_AGE if found.youngest_age is None else min(found.youngest_age, NO_AGE),
+        "province": found.province,
+        "venue": found.venue_type,
+    }
+
+
+def facts_text(found: Assessment) -> dict[str, Any]:
+    """Return what a walled case keeps in its ``facts`` envelope instead (keys.md section 5)."""
+    return {
+        "record": found.decision.record.decode(),
+        "flags": list(found.decision.flags),
+        "province": found.province,
+        "venue": found.venue_type,
+    }
+
+
+def decided(found: Assessment, at: datetime, deadline: datetime, walled: bool, public: bytes) -> NewEvent:
+    """Return the event of a decision, or of a fault of the engine, with the hash of its record."""
+    digest = hashlib.sha256(found.decision.record).hexdigest()
+    fault = any(reason.id == "engine" for reason in found.decision.fired)
+    return NewEvent(
+        EventType.ENGINE_FAILED if fault else EventType.DECISION_MADE,
+        at,
+        SYSTEM,
+        StateClass.OPEN,
+        deadline,
+        # Whoever can guess the facts can test the hash: behind the wall it is sealed too.
+        {"level": found.decision.level, "record": Sealed(digest, public) if walled else digest},
+    )
+
+
+def _contact_row(desk: Reception, tip: IncomingTip, tip_id: UUID) -> dict[str, Any] | None:
+    if tip.sender is None or desk.relay is None:
+        return None
+    contact = uuid4()
+    key_sealed, number_sealed = new_contact(desk.relay.public, desk.relay.generation, contact, tip.sender)
+    pepper = desk.peppers[0]
+    row: dict[str, Any] = {
+        "id": contact,
+        "pseudonym": boxes.phone_name(pepper.secret, tip.sender),
+        "epoch": pepper.epoch,
+        "relay_generation": desk.relay.generation,
+        "key_sealed": key_sealed,
+        "number_sealed": number_sealed,
+    }
+    tag = boxes.row_tag(desk.row_key, {"table": "contact", **row})
+    return row | {"tip": tip_id, "opted_out_at": None, "row_tag": tag}
+
+
+def message_row(
+    desk: Reception,
+    tip: IncomingTip,
+    message: UUID,
+    tip_id: UUID,
+    case: UUID,
+    generation: int,
+    number: int,
+    hour: datetime,
+    sealed: envelope.Envelope,
+) -> dict[str, Any]:
+    """Return a ``message`` row. number: its place in the tip, from 1."""
+    return {
+        "id": message,
+        "tip": tip_id,
+        "number": number,
+        "case": case,
+        "generation": generation,
+        "provider": tip.provider,
+        "kind": tip.kind,
+        "delivery": boxes.provider_name(desk.row_key, tip.delivery),
+        "mark": mark_of(tip),
+        "received_hour": hour,
+        "header": sealed.header,
+        "seal": sealed.seal,
+        "body": sealed.body,
+    }
+
+
+def decision_row(
+    desk: Reception,
+    case: UUID,
+    number: int,
+    message: UUID,
+    found: Assessment,
+    record: bytes | None,
+    facts: tuple[bytes | None, bytes | None, bytes | None],
+) -> dict[str, Any]:
+    """Return a ``decision`` row: the record in clear, or header, seal and body of the sealed facts."""
+    return {
+        "case": case,
+        "number": number,
+        "message": message,
+        "level": found.decision.level,
+        "ruleset_hash": desk.triage.ruleset.content_hash,
+        "record": record,
+        "header": facts[0],
+        "seal": facts[1],
+        "body": facts[2],
+    }
+
+
+def _jobs(
+    desk: Reception,
+    tip: IncomingTip,
+    found: Assessment,
+    case: UUID,
+    tip_id: UUID,
+    contact: Mapping[str, Any] | None,
+    now: datetime,
+) -> list[dict[str, Any]]:
+    """Return the outbox rows of a new tip: an acknowledgement when it is safe, a page when it is P1."""
+    jobs = []
+    if contact is not None and tip.channel == Channel.SMS and tip.reply_allowed is not False and not tip.late:
+        jobs.append(job(desk, "acknowledge", tip_id, None, contact["id"], found.language, now, ACKNOWLEDGE_WITHIN))
+    if found.decision.level == Level.P1:
+        jobs.append(job(desk, "page", case, case, None, found.language, now, PAGE_WITHIN))
+    return jobs
+
+
+def job(
+    desk: Reception,
+    kind: str,
+    about: UUID,
+    case: UUID | None,
+    contact: UUID | None,
+    language: str,
+    now: datetime,
+    within: timedelta,
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "id": uuid4(),
+        "key": f"{kind}:{about.hex}",
+        "kind": kind,
+        "case": case,
+        "contact": contact,
+    }
+    tag = boxes.row_tag(desk.row_key, job_row(row))
+    state = {"language": language, "state": "waiting", "not_before": now, "expires_at": now + within}
+    return row | state | {"row_tag": tag}
+
+
+def job_row(row: Mapping[str, Any]) -> dict[str, object]:
+    """Return the fixed columns of an outbox row, for its tag: nobody else may have texts sent."""
+    return {"table": "outbox", **{name: row[name] for name in ("id", "key", "kind", "case", "contact")}}
+
+
+def storable(text: str) -> str:
+    """Return `text` without NUL and lone surrogates, which PostgreSQL and UTF-8 refuse (twilio.md section 4)."""
+    return text.replace("\x00", "").encode("utf-8", "ignore").decode()
+
+
+def mark_of(tip: IncomingTip) -> str | None:
+    """Return what a reader must know besides the words, as codes joined by spaces (models.Message)."""
+    marks = [f"media:{tip.media}"] if tip.media else []
+    form = tip.context.get("token", "good")
+    if form != "good":
+        marks.append(f"token:{form}")
+    return " ".join(marks) or None
+
+
+def tip_row(
+    tip: IncomingTip, tip_id: UUID, case: UUID, contact: UUID | None, language: str, hour: datetime
+) -> dict[str, Any]:
+    """Return a ``tip`` row. `hour` is its only receipt time."""
+    return {
+        "id": tip_id,
+        "case": case,
+        "contact": contact,
+        "channel": tip.channel,
+        "language": language,
+        "received_hour": hour,
+        "late": tip.late,
+    }

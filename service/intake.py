@@ -1,0 +1,320 @@
+"""Receive a tip: stored with its history in one durable transaction, and only then acknowledged (DESIGN section 3).
+
+A message delivered twice is stored once; a later message of the same sender joins its open tip. The process that does
+this holds no key that opens what it stores.
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Protocol, TypeVar
+from uuid import UUID, uuid4
+
+import structlog
+from sqlalchemy import select, update
+from sqlmodel import Session, col
+
+from service.cases import (
+    case_key_insert,
+    case_public,
+    change,
+    raise_level,
+    seal_facts,
+    state_class,
+    wall,
+)
+from service.db import ATTEMPTS, Tx
+from service.draft import (
+    PAGE_WITHIN,
+    WALL_ROUTE,
+    Draft,
+    IncomingTip,
+    Pepper,
+    Reception,
+    assess_at,
+    decided,
+    decision_row,
+    draft_tip,
+    fact_columns,
+    facts_text,
+    job,
+    job_row,
+    message_row,
+    storable,
+    words_sealed,
+)
+from service.errors import CannotOpen, Conflict, StorageUnavailable
+from service.ledger.events import (
+    SYSTEM,
+    Anchor,
+    EventType,
+    Ledger,
+    NewEvent,
+    new_chain_rows,
+    read_anchor,
+)
+from service.models import (
+    RANK,
+    Case,
+    CaseDecision,
+    CaseKey,
+    Contact,
+    Level,
+    Message,
+    OutboxJob,
+    State,
+    Tip,
+)
+from service.triage import Assessment, Triage, facts_of
+from service.vault import boxes, envelope
+from service.vault.cards import Cards, RelayKey
+from service.vault.envelope import Kind
+
+T = TypeVar("T")
+
+__all__ = ["IncomingTip", "Intake", "Pepper", "Receipt"]
+
+log = structlog.get_logger("intake")
+
+ANCHOR_AGE = timedelta(seconds=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What was stored: the tip, whether it was there before, and its level."""
+
+    tip: UUID
+    repeated: bool
+    level: str
+
+
+class GroupCommit(Protocol):
+    """What intake needs of ``db.Writer``."""
+
+    async def submit(self, use_case: "partial[T]") -> T:
+        """Run the use case, commit durably, return its result."""
+
+
+class Intake:
+    """The receiving end of every channel. Holds public keys and names' keys, and nothing that opens a tip."""
+
+    def __init__(
+        self,
+        *,
+        writer: GroupCommit,
+        ledger: Ledger,
+        cards: Cards,
+        relay: RelayKey | None,
+        row_key: bytes,
+        peppers: Sequence[Pepper],
+        triage: Triage,
+        claim_targets: Sequence[timedelta],
+        act_targets: Sequence[timedelta],
+    ) -> None:
+        self._writer = writer
+        self.desk = Reception(
+            ledger, cards, relay, row_key, tuple(peppers), triage, tuple(claim_targets), tuple(act_targets)
+        )
+        self._anchor = Anchor()
+        self._anchor_read: datetime | None = None
+
+    async def receive(self, tip: IncomingTip) -> Receipt:
+        """Store a tip, or a further message of an open one, and return what was stored. Safe to call twice.
+
+        Returns only after a durable commit. Raises Unavailable when nothing was stored.
+        """
+        tip = replace(tip, text=storable(tip.text))
+        draft = draft_tip(self.desk, tip, self._anchor)
+        for attempt in range(ATTEMPTS + 3):
+            # The common case, a new tip from a new number, is tried blind: a uniqueness broken by it means that
+            # the message or its sender is known, and only then is looked up which.
+            store = self.insert if attempt == 0 and len(self.desk.peppers) < 2 else self.look_up_and_store
+            try:
+                return await self._writer.submit(partial(store, draft=draft))
+            except Conflict:
+                # Another process was first. What it stored is there to be found now.
+                await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt) if attempt else 0)  # noqa: S311 - jitter
+        raise StorageUnavailable("Too many messages at once.")
+
+    def insert(self, tx: Tx, *, draft: Draft) -> Receipt:
+        """Write a new tip's rows. Raises the driver's error when its delivery or its sender is known."""
+        if self._anchor_read is None or draft.tip.received_at - self._anchor_read > ANCHOR_AGE:
+            self._anchor, self._anchor_read = read_anchor(tx), draft.tip.received_at
+        tx.insert_all([*new_chain_rows(draft.chained), *draft.rows])
+        return Receipt(draft.id, False, draft.level)
+
+    def look_up_and_store(self, tx: Tx, *, draft: Draft) -> Receipt:
+        """Answer a repeat from what is stored, add to an open tip of the same sender, or write a new one."""
+        stored = self._stored(tx, draft.tip)
+        if stored is not None:
+            return stored
+        contact = self._known_contact(tx, draft.tip.sender)
+        if contact is None:
+            return self.insert(tx, draft=draft)
+        open_tip = self._open_tip(tx, contact)
+        if open_tip is not None and self._is_ours(tx, open_tip[1]):
+            return self._follow_up(tx, draft.tip, *open_tip)
+        return self._insert_for(tx, draft, contact)
+
+    def _is_ours(self, tx: Session, case: Case) -> bool:
+        """Return whether the case's public key carries our tag. A planted key gets nothing, and no tip is lost."""
+        try:
+            case_public(tx, case, self.desk.row_key)
+        except CannotOpen:
+            log.error("case_key_is_not_ours")
+            return False
+        return True
+
+    # --- a message of a tip that is there ---
+
+    def _stored(self, tx: Session, tip: IncomingTip) -> Receipt | None:
+        found = tx.execute(
+            select(col(Message.tip), col(Case.level))
+            .join(Case, col(Case.id) == col(Message.case))
+            .where(
+                col(Message.provider) == tip.provider,
+                col(Message.kind) == tip.kind,
+                col(Message.delivery) == boxes.provider_name(self.desk.row_key, tip.delivery),
+            )
+        ).one_or_none()
+        return Receipt(found[0], True, found[1]) if found else None
+
+    def _known_contact(self, tx: Session, sender: str | None) -> Contact | None:
+        if sender is None:
+            return None
+        names = [boxes.phone_name(pepper.secret, sender) for pepper in self.desk.peppers]
+        return tx.scalars(select(Contact).where(col(Contact.pseudonym).in_(names)).limit(1)).one_or_none()
+
+    @staticmethod
+    def _open_tip(tx: Session, contact: Contact) -> tuple[Tip, Case] | None:
+        found = tx.execute(
+            select(Tip, Case)
+            .join(Case, col(Case.id) == col(Tip.case))
+            .where(col(Tip.id) == contact.tip, col(Case.state) != State.CLOSED)
+        ).one_or_none()
+        return (found[0], found[1]) if found else None
+
+    def _insert_for(self, tx: Tx, draft: Draft, contact: Contact) -> Receipt:
+        """Write a new tip of a contact that is known and has no open one."""
+        rows: list[tuple[Any, list[dict[str, Any]]]] = []
+        new = next((rows[0]["id"] for table, rows in draft.rows if table is Contact), None)
+        for table, old in draft.rows:
+            if table is Contact:
+                continue
+            rows.append((table, [r | {"contact": contact.id} if r.get("contact") == new else r for r in old]))
+        kept = [(t, [self._retag(r) for r in rs] if t is OutboxJob else rs) for t, rs in rows]
+        receipt = self.insert(tx, draft=replace(draft, rows=kept))
+        tx.execute(update(Contact).where(col(Contact.id) == contact.id).values(tip=receipt.tip))
+        return receipt
+
+    def _retag(self, row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"row_tag": boxes.row_tag(self.desk.row_key, job_row(row))}
+
+    def _follow_up(self, tx: Tx, tip: IncomingTip, open_tip: Tip, case: Case) -> Receipt:
+        """Add a message to an open tip and decide anew: a rise applies itself, a fall changes nothing."""
+        standing = tx.scalars(
+            select(CaseDecision).where(col(CaseDecision.case) == case.id, col(CaseDecision.number) == case.decision)
+        ).one()
+        # Behind the wall the old facts are sealed: the new message decides alone, and never below what stands.
+        known = () if standing.record is None else tuple(facts_of(standing.record).values())
+        minute = tip.received_at.replace(second=0, microsecond=0)
+        found = assess_at(self.desk, tip, minute, known)
+        hour = minute.replace(minute=0)
+        walling = WALL_ROUTE in found.decision.routes and not case.walled
+        # A unit that is walled off keeps what it has read. What comes from now on it must not open.
+        private, public, generation = b"", b"", case.generation
+        if walling:
+            (private, public), generation = boxes.keypair(), case.generation + 1
+            tx.insert(CaseKey, [case_key_insert(self.desk.row_key, case.id, generation, public)])
+        else:
+            public = case_public(tx, case, self.desk.row_key)
+        message_id = uuid4()
+        header = envelope.header(case.id, generation, hour, message_id, Kind.MESSAGE)
+        sealed = envelope.seal_words(public, header, tip.text)
+        number = 1 + len(
+            tx.scalars(
+                select(col(Message.number)).where(col(Message.case) == case.id, col(Message.tip) == open_tip.id)
+            ).all()
+        )
+        tx.insert(
+            Message,
+            [message_row(self.desk, tip, message_id, open_tip.id, case.id, generation, number, hour, sealed)],
+        )
+        walled = walling or case.walled
+        facts = seal_facts(public, case.id, generation, hour, facts_text(found)) if walled else (None, None, None)
+        record = None if walled else found.decision.record
+        tx.insert(CaseDecision, [decision_row(self.desk, case.id, case.decision + 1, message_id, found, record, facts)])
+        level = min(case.level, found.decision.level)
+        events, columns = self._changes(tx, tip, open_tip, case, found, sealed, public, walled, minute)
+        if walling:
+            wall(
+                tx,
+                self.desk.ledger,
+                case,
+                self.desk.cards,
+                {generation: private},
+                actor=SYSTEM,
+                cause="words",
+                now=minute,
+                events=events,
+                **{k: v for k, v in columns.items() if k not in _FACT_COLUMNS},
+            )
+        else:
+            change(tx, self.desk.ledger, case, events, **columns)
+        return Receipt(open_tip.id, False, level)
+
+    def _changes(
+        self,
+        tx: Tx,
+        tip: IncomingTip,
+        open_tip: Tip,
+        case: Case,
+        found: Assessment,
+        sealed: envelope.Envelope,
+        public: bytes,
+        walled: bool,
+        minute: datetime,
+    ) -> tuple[list[NewEvent], dict[str, Any]]:
+        """Return the events and columns of a further message, with its rise when there is one."""
+        level = min(case.level, found.decision.level)
+        columns: dict[str, Any] = {"decision": case.decision + 1}
+        if not walled:
+            columns |= fact_columns(found, walled)
+        due_at = case.due_at
+        rise: list[NewEvent] = []
+        if level < case.level:
+            rank = RANK[level]
+            due_at, due_kind = raise_level(
+                tx, case, claim=self.desk.claim_targets[rank], act=self.desk.act_targets[rank], now=minute
+            )
+            columns |= {
+                "level": level,
+                "locked": found.decision.locked,
+                "provisional": found.decision.provisional,
+                "due_at": due_at,
+                "due_kind": due_kind,
+            }
+            rise = [
+                NewEvent(
+                    EventType.LEVEL_RAISED,
+                    minute,
+                    SYSTEM,
+                    state_class(case.state),
+                    due_at,
+                    {"before": case.level, "after": level},
+                )
+            ]
+            if level == Level.P1:
+                tx.insert(
+                    OutboxJob, [job(self.desk, "page", case.id, case.id, None, found.language, minute, PAGE_WITHIN)]
+                )
+        received = words_sealed(
+            EventType.TIP_MESSAGE, tip, open_tip.id, sealed, public, minute, due_at, state_class(case.state)
+        )
+        return [received, decided(found, minute, due_at, walled, public), *rise], columns
+
+
+_FACT_COLUMNS = {"flags", "flag_rank", "age_rank", "province", "venue"}

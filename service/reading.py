@@ -1,0 +1,166 @@
+"""Opening a case's file: who and why is written first, then the words are decrypted for one response."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlmodel import Session, col
+
+from service.cases import case_public, find, state_class
+from service.db import Sessions, Tx, write
+from service.errors import CannotOpen, Forbidden
+from service.ledger.events import EventType, Ledger, NewEvent, Sealed, append
+from service.models import Case, CaseDecision, LedgerEvent, LedgerField, Member, Message, Role, Tip
+from service.vault import envelope
+from service.vault.envelope import Envelope, Kind
+from service.walls import Viewer
+
+NEVER_READ = frozenset({Role.ADMIN, Role.AUDITOR})  # casework.md section 1
+REASONS = ("screening", "owner", "supervision", "oversight", "link")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An event of a case, in a form that a page can put into words."""
+
+    seq: int
+    type: str
+    at: datetime
+    role: str
+    organisation: str
+    who: str | None
+    who_km: str | None
+    fields: Mapping[str, Any]
+
+
+def history(session: Session, case: Case) -> list[Step]:
+    """Return the events of a case, newest first, with the fields that stand in clear."""
+    events = session.scalars(
+        select(LedgerEvent).where(col(LedgerEvent.case) == case.chain).order_by(col(LedgerEvent.seq).desc())
+    ).all()
+    fields: dict[str, dict[str, Any]] = {}
+    told = select(col(LedgerEvent.eid)).where(col(LedgerEvent.case) == case.chain)
+    for row in session.scalars(
+        select(LedgerField).where(col(LedgerField.eid).in_(told), col(LedgerField.sealed).is_(False))
+    ).all():
+        fields.setdefault(row.eid, {})[row.name] = json.loads(row.value)
+    ids = {UUID(f["who"]) for f in fields.values() if f.get("who", "system") != "system"}
+    names = {m.id: m for m in session.scalars(select(Member).where(col(Member.id).in_(ids))).all()}
+    steps = []
+    for event in events:
+        known = fields.get(event.eid, {})
+        actor = json.loads(event.body)["actor"]
+        member = None if known.get("who", "system") == "system" else names.get(UUID(known["who"]))
+        steps.append(
+            Step(
+                event.seq,
+                event.type,
+                event.at,
+                actor["role"],
+                actor["org"],
+                member.name if member else None,
+                member.name_km if member else None,
+                {name: value for name, value in known.items() if name != "who"},
+            )
+        )
+    return steps
+
+
+def latest_decision(session: Session, case: Case) -> CaseDecision:
+    """Return the decision that the case stands on. Its `record` is null for a walled case."""
+    return session.scalars(
+        select(CaseDecision).where(col(CaseDecision.case) == case.id, col(CaseDecision.number) == case.decision)
+    ).one()
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A message of a tip, opened for one response."""
+
+    id: UUID
+    tip: UUID
+    first: bool
+    received_hour: datetime
+    channel: str
+    language: str
+    mark: str | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedFile:
+    """What opening a case shows: its words, and for a walled case the facts that are sealed."""
+
+    accounts: tuple[Account, ...]
+    record: Mapping[str, Any]
+    facts: Mapping[str, Any]
+
+
+def record_opening(
+    sessions: Sessions,
+    ledger: Ledger,
+    row_key: bytes,
+    viewer: Viewer,
+    case_id: UUID,
+    *,
+    reason: str,
+    note: str,
+    now: datetime,
+) -> Case:
+    """Append that `viewer` opens the account and why, commit it, and return the case.
+
+    reason: one of REASONS. note: free words, sealed to the case. Nothing may be decrypted before this
+    returns: an opening that cannot be written shows nothing. Raises NoSuchCase, Forbidden, StorageUnavailable.
+    """
+    if viewer.role in NEVER_READ:
+        raise Forbidden("This role reads no case.")
+    if reason not in REASONS:
+        raise Forbidden("Say why you open it.")
+
+    def append_opening(tx: Tx) -> Case:
+        case = find(tx, viewer, case_id)
+        fields: dict[str, Any] = {"reason": reason}
+        if note:
+            fields["note"] = Sealed(note, case_public(tx, case, row_key))
+        event = NewEvent(EventType.CONTENT_OPENED, now, viewer.actor, state_class(case.state), case.due_at, fields)
+        append(tx, ledger, case.chain, [event])
+        tx.expunge(case)
+        return case
+
+    return write(sessions, append_opening)
+
+
+def decrypt(session: Session, case: Case, privates: Mapping[int, bytes]) -> OpenedFile:
+    """Return the words of a case. privates: its private keys by generation; others' messages stay closed.
+
+    Raises CannotOpen if a row was changed or swapped.
+    """
+    tips = {tip.id: tip for tip in session.scalars(select(Tip).where(col(Tip.case) == case.id)).all()}
+    accounts = []
+    for message in session.scalars(
+        select(Message).where(col(Message.case) == case.id).order_by(col(Message.received_hour), col(Message.number))
+    ).all():
+        private = privates.get(message.generation)
+        if private is None:
+            continue
+        first = message.number == 1
+        kind = Kind.ACCOUNT if first else Kind.MESSAGE
+        place = envelope.header(case.id, message.generation, message.received_hour, message.id, kind)
+        if place != message.header:  # a header is bound to its body, and here to the row that it lies in
+            raise CannotOpen("A message lies in another's place.")
+        words = envelope.open_words(private, Envelope(message.header, message.seal, message.body))
+        tip = tips[message.tip]
+        accounts.append(
+            Account(message.id, tip.id, first, message.received_hour, tip.channel, tip.language, message.mark, words)
+        )
+    decision = latest_decision(session, case)
+    if decision.record is not None:
+        return OpenedFile(tuple(accounts), json.loads(decision.record), {})
+    sealed = Envelope(decision.header or b"", decision.seal or b"", decision.body or b"")
+    private = privates.get(json.loads(sealed.header)["g"])
+    facts = json.loads(envelope.open_words(private, sealed)) if private else {"record": "{}"}
+    return OpenedFile(tuple(accounts), json.loads(facts.pop("record")), facts)
