@@ -1,0 +1,18 @@
+"""What every channel of this app shares: where tips go, and what time it is."""
+
+from datetime import UTC, datetime
+from typing import Protocol
+
+from service.intake import IncomingTip, Receipt
+
+
+class Receives(Protocol):
+    """The receiving end of every channel, ``service.intake.Intake``."""
+
+    async def receive(self, tip: IncomingTip) -> Receipt:
+        """Store a tip durably, or raise Unavailable when nothing was stored."""
+
+
+def utc_now() -> datetime:
+    """Return this moment."""
+    return datetime.now(UTC)
