@@ -1,0 +1,1 @@
+"""The staff app: queue and case pages for people with an account."""

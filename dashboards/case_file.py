@@ -1,0 +1,226 @@
+"""A case's file in words: why this level, what is known, what is next, what happened, who read it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlmodel import Session
+
+from dashboards import terms
+from dashboards.desk import Desk
+from dashboards.marks import visible
+from dashboards.queue import flag_tags
+from dashboards.words import Words, mark
+from service.cases import reference
+from service.ledger.events import EventType
+from service.models import Case, Member, Role, State
+from service.reading import Account, OpenedFile, Step, history, latest_decision
+from service.triage import ASKS, FACTS
+from service.vault.cards import UnitKind
+from service.walls import Viewer
+
+ANSWERS: Mapping[str, str] = {
+    "no": mark("No. It goes to the unit chosen above."),
+    "yes": mark("Yes. It goes to integrity and oversight instead."),
+    "unsure": mark("Unsure. It goes to integrity and oversight instead."),
+}
+# Languages of a text as the triage names them, where browsers name them otherwise: Khmer in Latin letters.
+LANGUAGES: Mapping[str, str] = {"kmr": "km-Latn", "und": "", "": ""}
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Who looks at a case, when, and in which words."""
+
+    viewer: Viewer
+    words: Words
+    now: datetime
+    units: Mapping[str, str]
+
+
+def case_values(
+    session: Session, desk: Desk, reader: Reader, case: Case, opened: OpenedFile | None = None
+) -> dict[str, Any]:
+    """Return what the page of a case shows. opened: its words and sealed facts, for this one response."""
+    record = _record(session, case, opened)
+    steps = history(session, case)
+    owner = session.get(Member, case.owner) if case.owner else None
+    hand_on = opened is not None and may_hand_on(reader.viewer, case)
+    return {
+        "now": reader.words.stamp(reader.now),
+        "case": _header(reader, case, owner, opened),
+        "since": _since(reader, steps),
+        "decision": _decision(reader.words, case, record),
+        "asks": _asks(reader.words, record),
+        "facts": None if record is None else _facts(reader, record),
+        "steps": [_step(reader, step) for step in steps],
+        "readings": [_reading(reader, step) for step in steps if step.type == EventType.CONTENT_OPENED],
+        "accounts": None if opened is None else [_account(reader.words, account) for account in opened.accounts],
+        "claimable": may_claim(reader.viewer, case),
+        "openings": [{"value": code, "label": reader.words(text)} for code, text in terms.OPENING.items()],
+        "hand_on": _hand_on(desk, reader) if hand_on else None,
+    }
+
+
+def may_claim(viewer: Viewer, case: Case) -> bool:
+    """Say whether the page offers to claim; `cases.claim` decides."""
+    return case.state == State.OPEN and viewer.role == Role.INVESTIGATOR and case.unit in viewer.units
+
+
+def may_hand_on(viewer: Viewer, case: Case) -> bool:
+    """Say whether the page offers to hand on; `cases.hand_on` decides."""
+    return case.state == State.OPEN and viewer.role == Role.SCREENER and case.unit in viewer.units
+
+
+def _record(session: Session, case: Case, opened: OpenedFile | None) -> Mapping[str, Any] | None:
+    """Return the decision's record; None while it is sealed, or where no seal of this reader opens it."""
+    if opened is not None:
+        return opened.record or None
+    decision = latest_decision(session, case)
+    return None if decision.record is None else json.loads(decision.record)
+
+
+def _header(reader: Reader, case: Case, owner: Member | None, opened: OpenedFile | None) -> dict[str, Any]:
+    words = reader.words
+    sealed = opened.facts if opened is not None and case.walled else {}
+    province, venue = case.province or sealed.get("province"), case.venue or sealed.get("venue")
+    flags = sealed.get("flags") or json.loads(case.flags or "[]")
+    hidden = case.walled and opened is None
+    where = terms.province(words, province) if province else words("Not known where")
+    return {
+        "id": str(case.id),
+        "reference": reference(case.id),
+        "version": case.version,
+        "level": case.level,
+        "level_words": terms.term(words, terms.LEVELS, case.level),
+        "tags": flag_tags(words, tuple(flags)),
+        "state": terms.term(words, terms.STATES, case.state),
+        "next": terms.term(words, terms.NEXT, case.due_kind),
+        "left": words.left(case.due_at, reader.now),
+        "late": case.due_at < reader.now,
+        "due": terms.due(words, case.level, case.due_kind, words.deadline(case.due_at, reader.now)),
+        "owner": words.of_two(owner.name, owner.name_km) if owner else "",
+        "unit": reader.units.get(case.unit, case.unit),
+        "where": words("Sealed") if hidden else where,
+        "venue": terms.term(words, terms.VENUES, venue) if venue and not hidden else "",
+        "channel": terms.term(words, terms.CHANNELS, case.channel),
+        "walled": case.walled,
+        "sealed": hidden,
+        "provisional": case.provisional,
+        "locked": case.locked,
+    }
+
+
+def _since(reader: Reader, steps: Sequence[Step]) -> str:
+    """Return since when the case is in its state."""
+    changes = (EventType.CASE_OPENED, EventType.CASE_CLAIMED, EventType.CASE_LEASE_LAPSED, EventType.CASE_RELEASED)
+    moment = next((step.at for step in steps if step.type in changes), None)
+    return reader.words("since {hour}", hour=reader.words.day_and_hour(moment, reader.now)) if moment else ""
+
+
+def _decision(words: Words, case: Case, record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the reasons for the level and the rules they come from."""
+    if record is None:
+        return None
+    newest = str(record.get("level", case.level))
+    return {
+        "level_words": terms.term(words, terms.LEVELS, case.level),
+        "lower": terms.term(words, terms.LEVELS, newest) if newest > case.level else "",
+        "reasons": [
+            {"id": fired["id"], "words": words.of_two(fired["reason_en"], fired["reason_km"])}
+            for fired in record.get("fired", [])
+        ],
+        "ruleset": " ".join(str(record[name]) for name in ("ruleset", "version") if record.get(name)),
+    }
+
+
+def _asks(words: Words, record: Mapping[str, Any] | None) -> list[str]:
+    """Return the questions whose answers could raise the level."""
+    asks = [ASKS.get(name) for name in record.get("asks", [])] if record is not None else []
+    return [words.of_two(ask.en, ask.km) for ask in asks if ask is not None]
+
+
+def _facts(reader: Reader, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what is known, who said it, and what is worth asking."""
+    words = reader.words
+    known: Mapping[str, Mapping[str, Any]] = record.get("facts", {})
+    rows = [
+        {
+            "label": terms.term(words, terms.FACTS, name),
+            "value": terms.value(words, name, known[name].get("value")),
+            "known": True,
+            "said": _said(reader, known[name]),
+        }
+        for name in sorted(known, key=_place)
+        if name not in terms.COUNTED_ONLY
+    ]
+    unknown = [name for name in record.get("asks", []) if name not in known]
+    return rows + [
+        {"label": terms.term(words, terms.FACTS, name), "value": words("Unknown"), "known": False, "said": words("Ask")}
+        for name in unknown
+    ]
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Return where a fact stands in the schema; one that it does not know stands last."""
+    return (FACTS[name].order if name in FACTS else len(FACTS), name)
+
+
+def _said(reader: Reader, fact: Mapping[str, Any]) -> str:
+    """Return who said a fact, and when."""
+    words = reader.words
+    said = terms.term(words, terms.SOURCES, str(fact.get("source", "")))
+    if fact.get("hedged"):
+        said = words("{said}, with “perhaps”", said=said)
+    if not fact.get("at"):
+        return said
+    hour = words.day_and_hour(datetime.fromisoformat(str(fact["at"])), reader.now)
+    return words("{said}, {hour}", said=said, hour=hour)
+
+
+def _step(reader: Reader, step: Step) -> dict[str, Any]:
+    """Return an event in words: when, what, who."""
+    return {
+        "when": reader.words.day_and_hour(step.at, reader.now),
+        "what": terms.step(reader.words, step.type, step.fields, reader.units),
+        "who": _who(reader.words, step),
+    }
+
+
+def _who(words: Words, step: Step) -> str:
+    role = terms.term(words, terms.ROLES, step.role)
+    name = words.of_two(step.who or "", step.who_km or "")
+    return words("{name}, {role}", name=name, role=role) if name else role
+
+
+def _reading(reader: Reader, step: Step) -> dict[str, str]:
+    return {
+        "who": _who(reader.words, step),
+        "why": terms.term(reader.words, terms.OPENING, str(step.fields.get("reason", ""))),
+        "when": reader.words.day_and_hour(step.at, reader.now),
+    }
+
+
+def _account(words: Words, account: Account) -> dict[str, Any]:
+    """Return a message for its one response: nothing in it is taken for more than text."""
+    lang = LANGUAGES.get(account.language, account.language)
+    return {
+        "kind": words("First account") if account.first else words("Later message"),
+        "channel": terms.term(words, terms.CHANNELS, account.channel),
+        "hour": words.hour_of(account.received_hour),
+        "lang": lang if lang.replace("-", "").isalpha() and lang.isascii() else "",
+        "notices": terms.notices(words, account.mark),
+        "text": visible(account.text),
+    }
+
+
+def _hand_on(desk: Desk, reader: Reader) -> dict[str, Any]:
+    """Return the choices of the hand-on form. Nothing is chosen beforehand."""
+    cards = desk.cards.of_kind(UnitKind.UNIT)
+    names = [{"value": card.unit, "label": reader.units.get(card.unit, card.unit)} for card in cards]
+    return {
+        "units": sorted(names, key=lambda unit: unit["label"]),
+        "answers": [{"value": code, "label": reader.words(text)} for code, text in ANSWERS.items()],
+    }

@@ -1,0 +1,81 @@
+"""What the staff app is given to work with, and the few look-ups that all its pages share."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Any
+
+import structlog
+from fastapi import Depends, Request
+from sqlalchemy import select
+from sqlmodel import Session
+
+from dashboards.words import Words
+from service.cases import lapse_leases
+from service.config import Settings
+from service.db import Sessions
+from service.errors import Conflict, Unavailable
+from service.ledger.events import Ledger
+from service.models import Unit
+from service.staff import SignedIn
+from service.vault.cards import Cards
+
+log = structlog.get_logger("dashboards")
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Everything the staff app holds. It keeps nothing between two requests.
+
+    row_key: 32 bytes, the key of row tags. clock: the present moment, aware. health: a name and whether it is
+    well, for ``/health/ready``; a value that is False makes the app not ready.
+    """
+
+    settings: Settings
+    sessions: Sessions
+    ledger: Ledger
+    cards: Cards
+    row_key: bytes = field(repr=False)
+    clock: Callable[[], datetime]
+    health: Callable[[], Mapping[str, Any]]
+
+
+def desk_of(request: Request) -> Desk:
+    """Return the desk that the app was made with."""
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+def who_of(request: Request) -> SignedIn:
+    """Return the person whom the gate let in (`dashboards.gate`)."""
+    who: SignedIn = request.state.who
+    return who
+
+
+def words_of(request: Request) -> Words:
+    """Return the words of the page's language."""
+    words: Words = request.state.words
+    return words
+
+
+OurDesk = Annotated[Desk, Depends(desk_of)]
+Who = Annotated[SignedIn, Depends(who_of)]
+InWords = Annotated[Words, Depends(words_of)]
+
+
+def unit_names(session: Session, words: Words) -> dict[str, str]:
+    """Return the units' names in the page's language, by id."""
+    return {unit.id: words.of_two(unit.name, unit.name_km) for unit in session.scalars(select(Unit)).all()}
+
+
+def team(who: SignedIn, units: Mapping[str, str]) -> str:
+    """Return the names of the units that a person sits in."""
+    return ", ".join(units.get(unit, unit) for unit in who.viewer.units)
+
+
+def renew_claims(desk: Desk, now: datetime) -> None:
+    """Open again what was claimed and not planned in time. A page is shown even when that cannot be written now."""
+    try:
+        lapse_leases(desk.sessions, desk.ledger, now)
+    except (Conflict, Unavailable) as fault:
+        log.warning("leases_not_lapsed", exc_info=fault)

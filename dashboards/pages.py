@@ -1,0 +1,169 @@
+"""Pages: Jinja templates that get values and never query, and one page in plain words for every refusal."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, RedirectResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.exceptions import HTTPException
+
+from dashboards.desk import log, words_of
+from dashboards.words import Language, Words, mark, read_catalogue
+from service import errors
+from service.problems import status_of
+
+HERE = Path(__file__).parent
+COOKIE = "__Host-hl"
+RETRY_AFTER = "60"
+
+# What a refusal says: its heading, and what the person can do now. The nearest class in the tree counts.
+REFUSALS: Mapping[type[Exception], tuple[str, str]] = {
+    errors.HotlineError: (mark("Something went wrong"), mark("Nothing was changed. It was noted; try again.")),
+    errors.Invalid: (mark("Something is missing in the form"), mark("Nothing was changed. Go back and fill it in.")),
+    errors.Forbidden: (mark("This cannot be done from here"), mark("Nothing was changed.")),
+    errors.NotFound: (mark("There is nothing here"), mark("The address may be wrong, or the page may be gone.")),
+    errors.Conflict: (
+        mark("Something else happened first"),
+        mark("Nothing was changed. Look at the case again before you decide."),
+    ),
+    errors.AlreadyClaimed: (
+        mark("Somebody else has claimed this case"),
+        mark("Nothing was changed. Take the next one in the queue."),
+    ),
+    errors.Unavailable: (
+        mark("This cannot be saved or shown now"),
+        mark("Nothing was changed and nothing was shown. Try again in a minute."),
+    ),
+    errors.VaultError: (
+        mark("Something here cannot be trusted"),
+        mark("A sealed part does not fit its place. Nothing was shown; tell oversight."),
+    ),
+}
+# What the domain says when it refuses a step that these pages offer; its own words are English.
+DETAILS = (
+    mark("A case is handed on to a handling unit."),
+    mark("Another unit works this case."),
+    mark("Only an open case is handed on."),
+    mark("Only the screener whose unit has the case hands it on."),
+    mark("Open the account first: a machine cannot hear whom it names."),
+    mark("Say why you open it."),
+    mark("Somebody else has taken this case."),
+    mark("The case has changed since this page was shown."),
+    mark("The question needs an answer."),
+    mark("This form is not from a page of this sign-in. Load the page again."),
+    mark("This role may not take this step."),
+)
+STATUSES: Mapping[int, tuple[str, str]] = {
+    405: (mark("This cannot be done from here"), mark("Nothing was changed.")),
+    413: (mark("This is too long"), mark("Nothing was changed. Go back and shorten it.")),
+    415: (mark("This cannot be done from here"), mark("Nothing was changed.")),
+}
+
+
+@cache
+def catalogue() -> Mapping[str, str]:
+    """Return the Khmer catalogue, read once."""
+    return read_catalogue()
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+
+
+def speak(language: Language) -> Words:
+    """Return the words of a language."""
+    return Words(language, catalogue())
+
+
+def render(request: Request, template: str, *, status: int = 200, here: str, **values: Any) -> HTMLResponse:
+    """Return a page. here: path and query that show this page again in the other language."""
+    words = words_of(request)
+    other = Language.EN if words.language is Language.KM else Language.KM
+    joint = "&" if "?" in here else "?"
+    frame = {
+        "_": words,
+        "lang": words.language.value,
+        "other": other.value,
+        "toggle": f"{here}{joint}{urlencode({'lang': other.value})}",
+        "who": None,
+        "team": "",
+        "token": "",
+        "page": "",
+    }
+    html = _environment().get_template(template).render(frame | values)
+    return HTMLResponse(html, status)
+
+
+def signed_in(request: Request, words: Words, team: str) -> dict[str, Any]:
+    """Return the values that a page of a signed-in person needs for its frame."""
+    who = request.state.who
+    return {"who": words.of_two(who.viewer.name, who.viewer.name_km), "team": team, "token": who.csrf}
+
+
+def refusal(request: Request, error: Exception) -> Response:
+    """Return the page for anything that was refused or failed; it names no case, no path and no exception.
+
+    Who is not signed in is sent to sign in. What does not exist and what one may not see give the same bytes.
+    """
+    if isinstance(error, errors.Unauthenticated):
+        return _to_sign_in(request)
+    if isinstance(error, RequestValidationError):
+        error = errors.Invalid("")
+    if isinstance(error, HTTPException):
+        status = error.status_code
+        if status == 404:
+            return refusal(request, errors.NoSuchCase())
+        heading, advice = STATUSES.get(status, REFUSALS[errors.HotlineError])
+        return _refused(request, status, heading, advice, "", dict(error.headers or {}))
+    if not isinstance(error, errors.HotlineError):
+        log.error("request_failed", exc_info=error)
+        return _refused(request, 500, *REFUSALS[errors.HotlineError], "")
+    status = status_of(error)
+    heading, advice = next(REFUSALS[kind] for kind in type(error).__mro__ if kind in REFUSALS)
+    detail = "" if isinstance(error, (errors.NotFound, errors.VaultError, errors.Unavailable)) else str(error)
+    if status >= 500:
+        log.error("request_failed", exc_info=error)
+    return _refused(request, status, heading, advice, detail, {"Retry-After": RETRY_AFTER} if status == 503 else {})
+
+
+def _refused(
+    request: Request, status: int, heading: str, advice: str, detail: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    words = words_of(request)
+    told = words(detail) if detail in DETAILS and words.knows(detail) else ""
+    page = render(
+        request, "refused.html", status=status, here="/queue", heading=words(heading), advice=words(advice), detail=told
+    )
+    for name, value in (headers or {}).items():
+        page.headers[name] = value
+    return page
+
+
+def _to_sign_in(request: Request) -> Response:
+    answer = RedirectResponse("/sign-in", 303)
+    if COOKIE in request.cookies:
+        forget(answer)
+    return answer
+
+
+def remember(answer: Response, cookie: str) -> None:
+    """Give the browser its session, until it is closed."""
+    answer.set_cookie(COOKIE, cookie, path="/", secure=True, httponly=True, samesite="strict")
+
+
+def forget(answer: Response) -> None:
+    """Take the session from the browser."""
+    answer.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="strict")
