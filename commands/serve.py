@@ -1,0 +1,227 @@
+"""``hotline serve public|staff``: the two web processes, each with its own secrets and no other's."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import prometheus_client
+import structlog
+import uvicorn
+
+from dashboards.app import create_app as create_staff_app
+from dashboards.desk import Desk
+from service import ceremony, logs, metrics
+from service.config import Settings, read_secret, settings_from_environment
+from service.db import Sessions, Writer, open_database, require_schema
+from service.errors import BadCards, BadNote, HotlineError, Misconfigured
+from service.intake import Intake, Pepper
+from service.ledger.events import Ledger
+from service.metrics import DatabaseMetrics
+from service.triage import Triage
+from service.vault import boxes
+from service.vault.cards import Cards, RelayKey, check_usable, read_cards, read_relay_note
+from webhooks.app import create_app as create_public_app
+
+log = structlog.get_logger()
+
+# keys.md section 2: what a process must not even be given. The demo runs them all under one user and says so.
+MUST_NOT_HOLD = {
+    "public": (),
+    "staff": ("twilio_token_file", "twilio_previous_token_file", "phone_pepper_file", "phone_pepper_previous_file"),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run ``hotline serve``. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="hotline serve",
+        description="Run a web process. 'public' faces the internet behind a reverse proxy: webhooks and forms. "
+        "'staff' faces your own network: the queue and the cases.",
+        epilog="Settings come from HOTLINE_* variables or the file that HOTLINE_SETTINGS names; "
+        "docs/operating.md lists them. Both processes need the database at this version: hotline migrate.",
+    )
+    parser.add_argument("process", choices=["public", "staff"])
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port (default: 8000 public, 8001 staff)")
+    parser.add_argument("--workers", type=int, default=1, help="processes; more than one needs PostgreSQL")
+    options = parser.parse_args(arguments)
+    settings = settings_from_environment()
+    if options.workers > 1 and settings.database_url.startswith("sqlite"):
+        raise Misconfigured("more than one worker needs PostgreSQL: SQLite has one writer (HOTLINE_DATABASE_URL)")
+    port = options.port or (settings.public_port if options.process == "public" else settings.staff_port)
+    build: Callable[[], Any] = public if options.process == "public" else staff
+    if options.process == "staff":
+        serve_metrics(settings)
+    uvicorn.run(
+        f"commands.serve:{build.__name__}" if options.workers > 1 else build(),
+        factory=options.workers > 1,
+        host=options.host,
+        port=port,
+        workers=options.workers,
+        loop="uvloop",
+        http="httptools",
+        access_log=False,  # an access log is a list of who came (threats.md T-16)
+        server_header=False,
+        log_config=None,
+        timeout_keep_alive=30,
+        proxy_headers=False,
+        lifespan="on",
+    )
+    return 0
+
+
+def public() -> Any:
+    """Return the public ASGI app, ready to serve. Raises Misconfigured when it is not safe to start."""
+    settings = settings_from_environment()
+    logs.configure("public", level=settings.log_level)
+    _refuse_foreign_secrets(settings, "public")
+    row_key = read_secret(settings.row_key_file, "row_key_file", length=32)
+    peppers = [
+        Pepper(
+            settings.phone_pepper_epoch,
+            read_secret(settings.phone_pepper_file, "phone_pepper_file", length=32),
+        )
+    ]
+    if settings.phone_pepper_previous_file is not None:
+        previous = read_secret(settings.phone_pepper_previous_file, "phone_pepper_previous_file", length=32)
+        peppers.append(Pepper(settings.phone_pepper_epoch - 1, previous))
+    sessions = open_ready_database(settings)
+    cards = read_deck(settings, sessions)
+    relay = read_relay(settings, cards)
+    triage = Triage.load(settings.ruleset_file, settings.lexicon_dir)
+    writer = Writer(sessions, group_size=settings.group_size)
+    intake = Intake(
+        writer=writer,
+        ledger=Ledger(settings.origin, cards.monitor().public),
+        cards=cards,
+        relay=relay,
+        row_key=row_key,
+        peppers=peppers,
+        triage=triage,
+        claim_targets=settings.claim_targets,
+        act_targets=settings.act_targets,
+    )
+
+    def health() -> dict[str, bool | str]:
+        return _database_health(sessions) | {
+            "writer": writer.alive,
+            "relay_key": relay.start <= datetime.now(UTC).date() <= relay.until,
+        }
+
+    keeping: set[asyncio.Task[None]] = set()
+
+    def notice(name: str) -> None:
+        task = asyncio.get_running_loop().create_task(_keep_sign(writer, name))
+        keeping.add(task)  # the loop itself holds tasks only weakly
+        task.add_done_callback(keeping.discard)
+
+    @asynccontextmanager
+    async def lifespan(_app: Any) -> AsyncIterator[None]:
+        yield
+        writer.close()
+        sessions.close()
+
+    return create_public_app(
+        settings,
+        intake=intake,
+        form_key=boxes.keyed_name(row_key, b"form token", boxes.FORM),
+        health=health,
+        notice=notice,
+        lifespan=lifespan,
+    )
+
+
+async def _keep_sign(writer: Writer, name: str) -> None:
+    """Store when something was last seen. A database that is away must not turn that into an error."""
+    with suppress(HotlineError):
+        await writer.submit(partial(metrics.seen, name=name, at=datetime.now(UTC)))
+
+
+def staff() -> Any:
+    """Return the staff ASGI app, ready to serve. Raises Misconfigured when it is not safe to start."""
+    settings = settings_from_environment()
+    logs.configure("staff", level=settings.log_level)
+    _refuse_foreign_secrets(settings, "staff")
+    row_key = read_secret(settings.row_key_file, "row_key_file", length=32)
+    sessions = open_ready_database(settings)
+    cards = read_deck(settings, sessions)
+    return create_staff_app(
+        Desk(
+            settings=settings,
+            sessions=sessions,
+            ledger=Ledger(settings.origin, cards.monitor().public),
+            cards=cards,
+            row_key=row_key,
+            clock=lambda: datetime.now(UTC),
+            health=lambda: _database_health(sessions),
+        )
+    )
+
+
+def open_ready_database(settings: Settings) -> Sessions:
+    """Return the database of the settings, at this code's version. Raises Misconfigured or StorageUnavailable."""
+    sessions = open_database(settings.database_url)
+    require_schema(sessions)
+    return sessions
+
+
+def read_deck(settings: Settings, sessions: Sessions) -> Cards:
+    """Return the cards file, checked against the root's key and the newest serial that the history knows."""
+    if settings.cards_file is None:
+        raise Misconfigured("HOTLINE_CARDS_FILE is not set")
+    with sessions.read() as session:
+        newest = ceremony.newest_serial(session)
+    try:
+        cards = read_cards(settings.cards_file.read_text(), settings.root_vkey, newest_serial=newest)
+        cards = cards.valid_on(datetime.now(UTC).date())
+        check_usable(cards)
+    except (OSError, UnicodeDecodeError):
+        raise Misconfigured(f"HOTLINE_CARDS_FILE: cannot read {settings.cards_file}") from None
+    except (BadCards, BadNote) as fault:
+        raise Misconfigured(f"HOTLINE_CARDS_FILE: {fault}") from None
+    return cards
+
+
+def read_relay(settings: Settings, cards: Cards) -> RelayKey:
+    """Return the relay's present key, signed by the relay identity in the cards. Raises Misconfigured."""
+    if settings.relay_file is None:
+        raise Misconfigured("HOTLINE_RELAY_FILE is not set")
+    try:
+        return read_relay_note(settings.relay_file.read_text(), cards.relay or b"")
+    except (OSError, UnicodeDecodeError):
+        raise Misconfigured(f"HOTLINE_RELAY_FILE: cannot read {settings.relay_file}") from None
+    except BadNote as fault:
+        raise Misconfigured(f"HOTLINE_RELAY_FILE: {fault}") from None
+
+
+def serve_metrics(settings: Settings) -> None:
+    """Serve ``/metrics`` on loopback. A taken port is said and does not stop the staff app."""
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(DatabaseMetrics(open_database(settings.database_url)))
+    prometheus_client.ProcessCollector(registry=registry)
+    try:
+        prometheus_client.start_http_server(settings.metrics_port, addr="127.0.0.1", registry=registry)
+    except OSError:
+        print(f"Metrics are off: port {settings.metrics_port} is taken (HOTLINE_METRICS_PORT).", file=sys.stderr)
+
+
+def _refuse_foreign_secrets(settings: Settings, process: str) -> None:
+    if settings.demo:
+        return
+    held: Sequence[str] = [name for name in MUST_NOT_HOLD[process] if getattr(settings, name) is not None]
+    if held:
+        names = ", ".join(f"HOTLINE_{name.upper()}" for name in held)
+        raise Misconfigured(f"the {process} process must not hold {names}")
+
+
+def _database_health(sessions: Sessions) -> dict[str, bool | str]:
+    try:
+        require_schema(sessions)
+    except HotlineError:
+        return {"database": False}
+    return {"database": True, "engine": sessions.engine_version()}
