@@ -4,12 +4,23 @@ The functions `decide` and `suggest` are in the modules of those names.
 """
 
 from service.triage.assessment import Assessment, Triage, assess, decide_safely, facts_of_context
-from service.triage.decide import Decision, Reason, engine_fault, facts_of, replay
+from service.triage.decide import Decision, engine_fault, facts_of, replay
 from service.triage.facts import ASKS, FACTS, HARMS, NOW, SCHEMA, Ask, Fact, FactType, Source, Words, check, merge
 from service.triage.language import detect_language
 from service.triage.lexicon import BadLexicon, Lexicon, load_lexicon
 from service.triage.places import PROVINCES
-from service.triage.rules import FLAGS, LEVELS, ROUTES, BadRuleset, Level, Rule, Ruleset, build_ruleset, load_ruleset
+from service.triage.rules import (
+    FLAGS,
+    LEVELS,
+    ROUTES,
+    BadRuleset,
+    Level,
+    Reason,
+    Rule,
+    Ruleset,
+    build_ruleset,
+    load_ruleset,
+)
 from service.triage.suggest import Suggestion
 from service.triage.text import Normalised, normalise
 

@@ -56,13 +56,14 @@ class Truth(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """What one fact contributes: absent, by value, and by value when only suggested."""
+    """What one fact contributes: absent, by value, by value when only suggested; own: the clauses about it alone."""
 
     name: str
     absent: Pair
     plain: Mapping[Value, Pair]
     soft: Mapping[Value, Pair]
     cuts: tuple[int, ...]
+    own: int
 
 
 class Compiler:
@@ -88,8 +89,9 @@ class Compiler:
             clause_facts.append(tuple(dict.fromkeys(comparison.fact for comparison in comparisons)))
             for comparison in comparisons:
                 facts_of.setdefault(comparison.fact, []).append((bit, comparison))
-        rows = [_row(FACTS[name], facts_of[name]) for name in sorted(facts_of)]
-        return Program(tuple(rows), tuple(clause_facts))
+        alone = {bit for bit, names in enumerate(clause_facts) if len(names) == 1}
+        rows = {name: _row(FACTS[name], facts_of[name], alone) for name in sorted(facts_of)}
+        return Program(rows, tuple(clause_facts))
 
     def _clauses(self, condition: Plain, *, negated: bool = False) -> list[Clause]:
         if not isinstance(condition, dict):
@@ -134,41 +136,76 @@ class Compiler:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """The compiled conditions of one ruleset: what each fact contributes, and the facts each clause compares."""
+    """The compiled conditions of one ruleset: what each fact contributes, and the facts each clause compares.
 
-    rows: tuple[_Row, ...]
+    A clause about one fact alone drops what it had from the fact's absence when the fact is known; one about several
+    does when all of them are. So a run looks only at the facts that are known, and at the clauses about several.
+    """
+
+    rows: Mapping[str, _Row]
     clause_facts: tuple[tuple[str, ...], ...]
+
+    @cached_property
+    def absent(self) -> Pair:
+        """What holds when nothing is known."""
+        pairs = [row.absent for row in self.rows.values()]
+        return reduce(or_, (true for true, _ in pairs), 0), reduce(or_, (possible for _, possible in pairs), 0)
+
+    @cached_property
+    def shared(self) -> tuple[tuple[int, frozenset[str], frozenset[str]], ...]:
+        """The clauses about several facts: bit, the facts whose absence makes it true, and makes it possible."""
+        found = []
+        for number, names in enumerate(self.clause_facts):
+            if len(names) > 1:
+                absences = [(name, self.rows[name].absent) for name in names]
+                true = frozenset(name for name, pair in absences if pair[0] >> number & 1)
+                possible = frozenset(name for name, pair in absences if pair[1] >> number & 1)
+                found.append((1 << number, true, possible))
+        return tuple(found)
 
     def run(self, facts: Mapping[str, Fact], as_of: datetime | None) -> Truth:
         """Return which clauses hold for `facts`.
 
         as_of: hours that run out are counted down to this time from when they were said.
         """
-        true = possible = 0
-        get, suggested = facts.get, Source.SUGGESTED
-        for name, absent, plain, soft, cuts in self.rows:
-            fact = get(name)
-            if fact is None:
-                more_true, more_possible = absent
-            else:
-                value = bisect_right(cuts, effective(fact, as_of)) if cuts else fact.value
-                more_true, more_possible = (soft if fact.source is suggested else plain)[value]
-            true |= more_true
-            possible |= more_possible
-        return Truth(true, possible)
+        true, possible = self.absent
+        more_true = more_possible = alone = 0
+        rows, suggested = self.rows, Source.SUGGESTED
+        for name, fact in facts.items():
+            row = rows.get(name)
+            if row is None:
+                continue
+            _, _, plain, soft, cuts, own = row
+            value = bisect_right(cuts, effective(fact, as_of)) if cuts else fact.value
+            pair = (soft if fact.source is suggested else plain)[value]
+            more_true |= pair[0]
+            more_possible |= pair[1]
+            alone |= own
+        known = facts.keys()
+        for bit, if_absent_true, if_absent_possible in self.shared:
+            if if_absent_possible <= known:
+                possible &= ~bit
+            if true & bit and if_absent_true <= known:
+                true &= ~bit
+        return Truth(true & ~alone | more_true, possible & ~alone | more_possible)
 
     @cached_property
     def names(self) -> frozenset[str]:
         """The facts that some clause compares."""
-        return frozenset(row.name for row in self.rows)
+        return frozenset(self.rows)
 
-    def facts_of(self, mask: int) -> set[str]:
-        """The facts that the clauses of `mask` compare."""
-        return {name for bit, names in enumerate(self.clause_facts) if mask >> bit & 1 for name in names}
+    def pairs_of(self, mask: int) -> list[tuple[int, str]]:
+        """The clauses of `mask`, as single bits, each with every fact it compares."""
+        return [
+            (1 << number, name)
+            for number, names in enumerate(self.clause_facts)
+            if mask >> number & 1
+            for name in names
+        ]
 
     def cuts_of(self, name: str) -> tuple[int, ...]:
         """The numbers at which the truth of some clause about the fact `name` can change."""
-        return next((row.cuts for row in self.rows if row.name == name), ())
+        return self.rows[name].cuts if name in self.rows else ()
 
 
 def effective(fact: Fact, as_of: datetime | None) -> int:
@@ -200,7 +237,7 @@ def _fewest(clauses: Iterable[Clause]) -> list[Clause]:
     return kept
 
 
-def _row(known: FactType, parts: list[tuple[int, Comparison]]) -> _Row:
+def _row(known: FactType, parts: list[tuple[int, Comparison]], alone: set[int]) -> _Row:
     cuts = tuple(sorted({cut for _, comparison in parts for cut in comparison.cuts}))
 
     def pair(value: Value | None, *, suggested: bool = False) -> Pair:
@@ -221,6 +258,7 @@ def _row(known: FactType, parts: list[tuple[int, Comparison]]) -> _Row:
         plain={key: pair(value) for key, value in samples.items()},
         soft={key: pair(value, suggested=True) for key, value in samples.items()},
         cuts=cuts if known.bounds is not None else (),
+        own=reduce(or_, (1 << bit for bit, _ in parts if bit in alone), 0),
     )
 
 

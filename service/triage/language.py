@@ -38,10 +38,10 @@ def detect_language(text: str) -> str:
             if script.search(text) and 2 * _length(script, text) >= latin:
                 return language
     lowered = text.lower()
-    words = set(_LATIN.findall(lowered))
-    english = len(words & _WORDS["en"])
-    if 3 * english >= len(words) > 4:
+    pieces = set(lowered.split())
+    if 3 * len(pieces & _WORDS["en"]) >= len(pieces) > 4:
         return "en"
+    words = set(_LATIN.findall(lowered))
     counts = {language: len(words & common) for language, common in _WORDS.items()}
     if not text.isascii() and _VIETNAMESE.search(lowered):
         counts["vi"] += 3

@@ -106,7 +106,9 @@ def _second_of_range(text: str, found: Sequence[Amount], number: Number) -> Amou
     if not found or found[-1].kind != "age" or number.value >= OLDEST_ALONE:
         return None
     last = found[-1]
-    if not _RANGE.match(text[last.end : number.start]) or _RIGHT.match(text, number.end):
+    right = _RIGHT.match(text, number.end)
+    counts = right is not None and not right["old"] and right["unit"] not in _YEARS
+    if counts or not _RANGE.match(text[last.end : number.start]):
         return None
     return last._replace(start=number.start, end=number.end, value=number.value)
 

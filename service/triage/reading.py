@@ -2,13 +2,15 @@
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
+from operator import itemgetter
 from typing import NamedTuple
 
 from service.triage.lexicon import Concept, Found, Lexicon, When
-from service.triage.numbers import Amount, Number, amounts, digits
+from service.triage.numbers import ADULT, Amount, Number, amounts, digits
 
 PHNOM_PENH = timezone(timedelta(hours=7))
 TODAY_HOURS = 12
@@ -102,7 +104,8 @@ class Reading:
         """`hits_of` the concept called `name`."""
         return self.hits_of(self.lexicon.number[name])
 
-    def present(self) -> set[int]:
+    @cached_property
+    def present(self) -> Set[int]:
         """The concepts that stand or are denied somewhere."""
         return {number if number >= 0 else -number - 1 for number in self.stands}
 
@@ -130,7 +133,7 @@ def read(text: str, lexicon: Lexicon, received_at: datetime | None = None, child
     numbers = digits(text)
     for item in found:
         start, end, number, shield = item
-        if shield or (number in shields and _within(shields[number], start, end)):
+        if shield or (number in shields and _begins_in(shields[number], start)):
             continue
         concept = concepts[number]
         if concept.number is not None:
@@ -149,6 +152,7 @@ def read(text: str, lexicon: Lexicon, received_at: datetime | None = None, child
     words = sorted((hit.start, hit.end) for hit in reading.of(children))
     reading.amounts = amounts(text, _longest(numbers), words)
     _durations(reading, received_at)
+    _young(reading, lexicon.number[children])
     return reading
 
 
@@ -168,10 +172,10 @@ def _shields(found: Iterable[Found]) -> dict[int, list[tuple[int, int]]]:
     return shields
 
 
-def _within(spans: Sequence[tuple[int, int]], start: int, end: int) -> bool:
-    """Whether one of the nearest spans covers start to end."""
-    at = bisect_right(spans, (start, len(spans) and spans[-1][1] + 1))
-    return any(first <= start and end <= last for first, last in spans[max(0, at - FEW) : at])
+def _begins_in(spans: Sequence[tuple[int, int]], start: int) -> bool:
+    """Whether a word that starts at `start` begins inside one of the nearest spans."""
+    at = bisect_right(spans, start, key=itemgetter(0))
+    return any(start < last for _, last in spans[max(0, at - FEW) : at])
 
 
 def _swallow(
@@ -210,7 +214,7 @@ def _place(
     concept = concepts[number]
     clause = bisect_right(clause_ends, start)
     hedged = under_if = False
-    refused = bool(swallowed) and _within(swallowed, start, end)
+    refused = bool(swallowed) and _begins_in(swallowed, start)
     if marks:
         first = clause_ends[clause - 1] if clause else 0
         last = clause_ends[clause] if clause < len(clause_ends) else len(reading.text)
@@ -247,15 +251,17 @@ def _denies(text: str, word: Found, reach: str, item: Found, *, adjacent: bool) 
         return 0 <= first - end <= CLUSTERS_DENIED
     if reach == "clause":
         return True
+    if last > start or (reach == "near" and start - last > 4 * CLUSTERS_DENIED):
+        return False
     between = text[last:start]
-    if last > start or "," in between or (adjacent and len(between) > ADJACENT):
+    if "," in between or (adjacent and len(between) > ADJACENT):
         return False
     if reach == "after":
         return True
     if _KHMER_LETTER.match(text[last - 1]):
         between = between.lstrip()
         return " " not in between and len(_KHMER_BASE.findall(between)) <= CLUSTERS_DENIED
-    return between.count(" ") <= WORDS_DENIED and len(between) <= 4 * CLUSTERS_DENIED
+    return between.count(" ") <= WORDS_DENIED
 
 
 def _longest(numbers: Sequence[Number]) -> list[Number]:
@@ -287,6 +293,14 @@ def _durations(reading: Reading, received_at: datetime | None) -> None:
             when = When("past", recency="historic" if years >= 2 else "past") if years >= 0 else None
         if when is not None:
             reading.add_when(bisect_right(reading.clause_ends, amount.start), amount.start, when)
+
+
+def _young(reading: Reading, child: int) -> None:
+    """An age under eighteen speaks of a child as a word for one does."""
+    for amount in reading.amounts:
+        if amount.kind == "under" or (amount.kind == "age" and amount.value < ADULT):
+            bit = 1 << bisect_right(reading.clause_ends, amount.start)
+            reading.stands[child] = reading.stands.get(child, 0) | bit
 
 
 def _past(hours: int) -> When:

@@ -89,11 +89,21 @@ class BadRuleset(Misconfigured):
 
 
 @dataclass(frozen=True, slots=True)
+class Reason:
+    """Why: a rule that fired, with its words filled in."""
+
+    id: str
+    en: str
+    km: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """One rule. `level` belongs to floors and caps, `effect` names the flag or route.
 
     reviewed: the Khmer speaker who signed the reason off; empty: nobody yet. fills: facts named in the reason.
-    mask: the bits of its condition, for service.triage.kleene. asked: the facts it compares that have a question.
+    mask: the bits of its condition, for service.triage.kleene. asked: what of it can be asked: the bit
+    of the clause and the fact.
     """
 
     id: str
@@ -106,7 +116,7 @@ class Rule:
     source: str
     mask: int
     fills: tuple[str, ...]
-    asked: tuple[str, ...]
+    asked: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +138,11 @@ class Ruleset:
     def floors(self) -> tuple[Rule, ...]:
         """The floors, from urgent to calm."""
         return tuple(sorted(self._of("floor"), key=lambda rule: rule.level or ""))
+
+    @cached_property
+    def reasons(self) -> dict[str, Reason]:
+        """The reasons that need no filling in, by rule."""
+        return {rule.id: Reason(rule.id, rule.reason.en, rule.reason.km) for rule in self.rules if not rule.fills}
 
     @cached_property
     def graded(self) -> tuple[Rule, ...]:
@@ -223,7 +238,7 @@ def _rule(program: Program, row: Mapping[str, Plain], kind: RuleKind, mask: int)
         raise BadRuleset(f"{name}: no such {kind}: {effect}")
     reason = _reason(row, name)
     fills = tuple(sorted(set(_PLACEHOLDER.findall(reason.en))))
-    numbers = {fact for fact in program.facts_of(mask) if FACTS[fact].bounds is not None}
+    numbers = {fact for _, fact in program.pairs_of(mask) if FACTS[fact].bounds is not None}
     if set(_PLACEHOLDER.findall(reason.km)) != set(fills) or not set(fills) <= numbers:
         raise BadRuleset(f"{name}: a placeholder names a number the rule tests, in both languages")
     return Rule(
@@ -237,7 +252,7 @@ def _rule(program: Program, row: Mapping[str, Plain], kind: RuleKind, mask: int)
         source=_text(row, "source", name),
         mask=mask,
         fills=fills,
-        asked=tuple(sorted(ASKS.keys() & program.facts_of(mask))),
+        asked=tuple((bit, fact) for bit, fact in program.pairs_of(mask) if fact in ASKS),
     )
 
 

@@ -11,7 +11,7 @@ from service.triage.numbers import ADULT, Amount
 from service.triage.reading import TODAY_HOURS, Hit, Reading, read
 from service.triage.text import REPEAT, Normalised, normalise, replaced_at
 
-MOST_SPANS = 8
+MOST_SPANS = 8  # a few words show a person why; the account has the rest
 _RECENCIES = FACTS["recency"].ranks
 # Kinds of message in which a place is only talked of: it is not where a child or a harm is.
 _NO_PLACE = frozenset({"question", "offer", "thanks", "spam", "test", "abusive"})
@@ -63,7 +63,7 @@ class _Draft:
         return any(self.words[name].keys() - _NOTHING for name in self.words.keys() & names)
 
     def facts(self) -> tuple[Fact, ...]:
-        original = self.normal.original  # a few words show a person why; the account has the rest
+        original = self.normal.original
         return tuple(
             [
                 Fact(
@@ -72,13 +72,24 @@ class _Draft:
                     Source.SUGGESTED,
                     self.at,
                     self.message,
-                    tuple(dict.fromkeys([original(start, end) for start, end in spans[:MOST_SPANS]])),
+                    tuple([original(start, end) for start, end in _outermost(spans)]),
                     (name, value) not in self.plain,
                 )
                 for name, values in self.words.items()
                 for value, spans in values.items()
             ]
         )
+
+
+def _outermost(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The first spans, without those that lie in a longer one."""
+    if len(spans) == 1:
+        return spans
+    kept: list[tuple[int, int]] = []
+    for start, end in sorted(spans[: 4 * MOST_SPANS], key=lambda span: (span[0], -span[1])):
+        if not kept or end > kept[-1][1]:
+            kept.append((start, end))
+    return kept[:MOST_SPANS]
 
 
 def suggest(
@@ -100,7 +111,7 @@ def suggest(
         normal = replaced_at(normal, slips)
     reading = read(normal.text, lexicon, received_at)
     draft = _Draft(received_at, message, normal)
-    present = reading.present()
+    present = reading.present
     for number in sorted(present & lexicon.setters):
         _apply(lexicon.concepts[number], reading.hits_of(number), reading, draft)
     _ages(reading, draft)
@@ -114,19 +125,19 @@ def suggest(
 def _apply(concept: Concept, hits: Iterable[Hit], reading: Reading, draft: _Draft) -> None:
     """Let one concept set its facts where what it needs stands near it."""
     stands = reading.stands
-    if not all(any(one in stands for one in group) for group in concept.anywhere):
+    for group in concept.anywhere:
+        if not any(one in stands for one in group):
+            return
+    if concept.nowhere and any(one in stands for one in concept.nowhere):
         return
-    if any(one in stands for one in concept.nowhere):
-        return
+    fits: dict[int, bool] = {}
     for hit in hits:
+        clause = hit.clause
         if hit.under_if and not concept.under_if:
             continue
-        scope = reading.scope(hit.clause, concept.within)
-        if not all(any(stands.get(one, 0) & scope for one in group) for group in concept.needs):
-            continue
-        if any(stands.get(one, 0) & scope for one in concept.unless):
-            continue
-        if concept.time != "any" and not _timely(concept, hit, reading):
+        if clause not in fits:
+            fits[clause] = _fits(concept, reading.scope(clause, concept.within), stands)
+        if not fits[clause] or (concept.time != "any" and not _timely(concept, hit, reading)):
             continue
         for name, value in concept.sets:
             if value == HOURS:
@@ -137,6 +148,17 @@ def _apply(concept: Concept, hits: Iterable[Hit], reading: Reading, draft: _Draf
                 draft.add(name, value, hit.start, hit.end, hedged=hit.hedged)
             elif value == "yes" and "no" in FACTS[name].ranks:
                 draft.add(name, "no", hit.start, hit.end, hedged=hit.hedged)
+
+
+def _fits(concept: Concept, scope: int, stands: Mapping[int, int]) -> bool:
+    """Whether everything a concept needs stands in the clauses of `scope`, and nothing that keeps it away."""
+    for group in concept.needs:
+        for one in group:
+            if one in stands and stands[one] & scope:
+                break
+        else:
+            return False
+    return all(one not in stands or not stands[one] & scope for one in concept.unless)
 
 
 def _timely(concept: Concept, hit: Hit, reading: Reading) -> bool:
@@ -210,7 +232,7 @@ def _timing(reading: Reading, draft: _Draft) -> None:
     if not reading.whens:
         return
     best: tuple[int, Hit] | None = None
-    for number in sorted(reading.present() & reading.lexicon.harms):
+    for number in sorted(reading.present & reading.lexicon.harms):
         if not any(draft.yes(name) for name, _ in reading.lexicon.concepts[number].sets):
             continue
         for hit in reading.hits_of(number):
@@ -262,7 +284,7 @@ def _choose(name: str, reading: Reading, draft: _Draft) -> None:
     if name not in draft.words:
         return
     best: tuple[int, int, int, Value] | None = None
-    for number in reading.present() & reading.lexicon.places:
+    for number in reading.present & reading.lexicon.places:
         concept = reading.lexicon.concepts[number]
         known, value = concept.sets[0]
         if known == name and value in draft.words[name]:
