@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 LARGEST = 2**53 - 1
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def canonical(value: Any) -> bytes:
@@ -15,8 +16,7 @@ def canonical(value: Any) -> bytes:
     if type(value) is str:
         return json.encoder.encode_basestring(value).encode()
     _check(value)
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.encode()
+    return _ENCODER.encode(value).encode()
 
 
 def _check(value: Any) -> None:

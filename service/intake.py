@@ -6,7 +6,7 @@ this holds no key that opens what it stores.
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -94,7 +94,7 @@ class Receipt:
 class GroupCommit(Protocol):
     """What intake needs of ``db.Writer``."""
 
-    async def submit(self, use_case: "partial[T]") -> T:
+    async def submit(self, use_case: Callable[[Tx], T], *, blind: bool = False) -> T:
         """Run the use case, commit durably, return its result."""
 
 
@@ -127,13 +127,16 @@ class Intake:
         Returns only after a durable commit. Raises Unavailable when nothing was stored.
         """
         tip = replace(tip, text=storable(tip.text))
+        if self._anchor_read is None or tip.received_at - self._anchor_read > ANCHOR_AGE:
+            self._anchor, self._anchor_read = await self._writer.submit(read_anchor), tip.received_at
         draft = draft_tip(self.desk, tip, self._anchor)
         for attempt in range(ATTEMPTS + 3):
             # The common case, a new tip from a new number, is tried blind: a uniqueness broken by it means that
             # the message or its sender is known, and only then is looked up which.
-            store = self.insert if attempt == 0 and len(self.desk.peppers) < 2 else self.look_up_and_store
+            blind = attempt == 0 and len(self.desk.peppers) < 2
+            store = self.insert if blind else self.look_up_and_store
             try:
-                return await self._writer.submit(partial(store, draft=draft))
+                return await self._writer.submit(partial(store, draft=draft), blind=blind)
             except Conflict:
                 # Another process was first. What it stored is there to be found now.
                 await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt) if attempt else 0)  # noqa: S311 - jitter
@@ -141,8 +144,6 @@ class Intake:
 
     def insert(self, tx: Tx, *, draft: Draft) -> Receipt:
         """Write a new tip's rows. Raises the driver's error when its delivery or its sender is known."""
-        if self._anchor_read is None or draft.tip.received_at - self._anchor_read > ANCHOR_AGE:
-            self._anchor, self._anchor_read = read_anchor(tx), draft.tip.received_at
         tx.insert_all([*new_chain_rows(draft.chained), *draft.rows])
         return Receipt(draft.id, False, draft.level)
 

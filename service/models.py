@@ -203,23 +203,15 @@ class Case(SQLModel, table=True):
 
     __tablename__ = "case_file"
     __table_args__ = (
-        Index(
-            "ix_case_file_queue",
-            *("unit", "level", "due_at", "flag_rank", "age_rank", "id"),
-            sqlite_where=text("state <> 'closed'"),
-            postgresql_where=text("state <> 'closed'"),
-        ),
-        Index(
-            "ix_case_file_oversight",
-            *("oversight", "level", "due_at", "flag_rank", "age_rank", "id"),
-            sqlite_where=text("state <> 'closed'"),
-            postgresql_where=text("state <> 'closed'"),
-        ),
-        Index(
-            "ix_case_file_facets",
-            *("unit", "state", "level", "due_at"),
-            sqlite_where=text("state <> 'closed'"),
-            postgresql_where=text("state <> 'closed'"),
+        *(
+            Index(
+                f"ix_case_file_{column}",
+                # the queue's order, then what its filters and counts look at: a rare filter then reads the index alone
+                *(column, "level", "due_at", "flag_rank", "age_rank", "id", "state", "owner", "province", "venue"),
+                sqlite_where=text("state <> 'closed'"),
+                postgresql_where=text("state <> 'closed'"),
+            )
+            for column in ("unit", "oversight")
         ),
     )
     id: UUID = Field(primary_key=True)
@@ -251,7 +243,6 @@ class CaseKey(SQLModel, table=True):
     """A generation of a case's public key, tagged so that a planted one is refused."""
 
     __tablename__ = "case_key"
-    __table_args__ = ({"sqlite_with_rowid": False},)
     case: UUID = Field(primary_key=True, foreign_key="case_file.id")
     generation: int = Field(primary_key=True)
     public: bytes
@@ -262,7 +253,6 @@ class CaseSeal(SQLModel, table=True):
     """A case's private key, sealed to one unit. Who has no seal cannot read, and does not see."""
 
     __tablename__ = "case_seal"
-    __table_args__ = ({"sqlite_with_rowid": False},)
     case: UUID = Field(primary_key=True, foreign_key="case_file.id")
     generation: int = Field(primary_key=True)
     unit: str = Field(primary_key=True, foreign_key="unit.id", sa_type=Word)
@@ -273,7 +263,6 @@ class CaseSeal(SQLModel, table=True):
 class Tip(SQLModel, table=True):
     """One person's account and what follows in its conversation. Its only receipt time is the hour."""
 
-    __table_args__ = ({"sqlite_with_rowid": False},)
     id: UUID = Field(primary_key=True)
     case: UUID = Field(foreign_key="case_file.id", index=True)
     contact: UUID | None = Field(default=None, foreign_key="contact.id")
@@ -331,7 +320,6 @@ class Clock(SQLModel, table=True):
             sqlite_where=text("met_at IS NULL AND lapsed_at IS NULL"),
             postgresql_where=text("met_at IS NULL AND lapsed_at IS NULL"),
         ),
-        {"sqlite_with_rowid": False},
     )
     id: UUID = Field(primary_key=True)
     case: UUID = Field(foreign_key="case_file.id", index=True)
@@ -353,7 +341,6 @@ class OutboxJob(SQLModel, table=True):
             sqlite_where=text("state = 'waiting'"),
             postgresql_where=text("state = 'waiting'"),
         ),
-        {"sqlite_with_rowid": False},
     )
     id: UUID = Field(primary_key=True)
     key: str = Field(unique=True)
@@ -378,7 +365,6 @@ class LedgerHead(SQLModel, table=True):
     """The newest event of each chain (ledger.md section 3). Moved by compare-and-swap alone."""
 
     __tablename__ = "ledger_head"
-    __table_args__ = ({"sqlite_with_rowid": False},)
     case: str = Field(primary_key=True, sa_type=Word)
     seq: int
     c: bytes
@@ -404,7 +390,6 @@ class LedgerField(SQLModel, table=True):
     """Salt and value behind a commitment. Sealed ones hold both in `value` and no salt in clear."""
 
     __tablename__ = "ledger_field"
-    __table_args__ = ({"sqlite_with_rowid": False},)
     eid: str = Field(primary_key=True, foreign_key="ledger_event.eid", sa_type=Word)
     name: str = Field(primary_key=True, sa_type=Word)
     salt: bytes | None

@@ -2,9 +2,9 @@
 
 import heapq
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -105,13 +105,18 @@ def queue(
     after: the last key of the page before. A person of several units sees their queues merged.
     """
     pages = [_seat_page(session, seat, viewer, wanted, now, after, size + 1) for seat in queues(viewer)]
-    merged = list(islice(heapq.merge(*pages, key=lambda row: row.key), size + 1))
-    rows: list[QueueRow] = []
-    for row in merged:
-        if not rows or rows[-1].id != row.id:
-            rows.append(row)
-    more = len(rows) > size
-    return rows[:size], rows[size - 1].key if more else None
+    picked: list[Row[Any]] = []
+    for row in heapq.merge(*pages, key=_key_of):
+        if not picked or picked[-1].id != row.id:
+            picked.append(row)
+        if len(picked) > size:
+            break
+    rows = [_queue_row(row) for row in picked[:size]]
+    return rows, rows[-1].key if len(picked) > size else None
+
+
+def _key_of(row: Row[Any]) -> QueueKey:
+    return QueueKey(row.level, row.due_at, row.flag_rank, row.age_rank, row.id)
 
 
 _KEY = (col(Case.level), col(Case.due_at), col(Case.flag_rank), col(Case.age_rank), col(Case.id))
@@ -125,7 +130,7 @@ def _seat_page(
     now: datetime,
     after: QueueKey | None,
     size: int,
-) -> list[QueueRow]:
+) -> Sequence[Row[Any]]:
     conditions: list[ColumnElement[bool]] = [listed(seat), text("state <> 'closed'"), *_conditions(viewer, wanted, now)]  # type: ignore[list-item]
     if after is not None:
         key = (after.level, after.due_at, after.flag_rank, after.age_rank, after.id)
@@ -140,7 +145,7 @@ def _seat_page(
         )
         .order_by(picked.c.level, picked.c.due_at, picked.c.flag_rank, picked.c.age_rank, picked.c.id)
     ).all()
-    return [_queue_row(row) for row in rows]
+    return rows
 
 
 def _bound(column: Any, value: Any) -> Any:
@@ -178,7 +183,7 @@ def end_of_day(now: datetime) -> datetime:
 def _queue_row(row: Row[Any]) -> QueueRow:
     record = json.loads(row.record) if row.record else {"fired": []}
     return QueueRow(
-        key=QueueKey(row.level, row.due_at, row.flag_rank, row.age_rank, row.id),
+        key=_key_of(row),
         due_kind=row.due_kind,
         state=row.state,
         provisional=row.provisional,

@@ -34,7 +34,6 @@ def upgrade() -> None:
         sa.Column("seq", sa.Integer(), nullable=False),
         sa.Column("c", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("case", name=op.f("pk_ledger_head")),
-        sqlite_with_rowid=False,
     )
     op.create_table(
         "ledger_pending",
@@ -151,22 +150,15 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("case_file", schema=None) as batch_op:
         batch_op.create_index(
-            "ix_case_file_facets",
-            ["unit", "state", "level", "due_at"],
-            unique=False,
-            sqlite_where=sa.text("state <> 'closed'"),
-            postgresql_where=sa.text("state <> 'closed'"),
-        )
-        batch_op.create_index(
             "ix_case_file_oversight",
-            ["oversight", "level", "due_at", "flag_rank", "age_rank", "id"],
+            ["oversight", "level", "due_at", "flag_rank", "age_rank", "id", "state", "owner", "province", "venue"],
             unique=False,
             sqlite_where=sa.text("state <> 'closed'"),
             postgresql_where=sa.text("state <> 'closed'"),
         )
         batch_op.create_index(
-            "ix_case_file_queue",
-            ["unit", "level", "due_at", "flag_rank", "age_rank", "id"],
+            "ix_case_file_unit",
+            ["unit", "level", "due_at", "flag_rank", "age_rank", "id", "state", "owner", "province", "venue"],
             unique=False,
             sqlite_where=sa.text("state <> 'closed'"),
             postgresql_where=sa.text("state <> 'closed'"),
@@ -181,7 +173,6 @@ def upgrade() -> None:
         sa.Column("sealed", sa.Boolean(), nullable=False),
         sa.ForeignKeyConstraint(["eid"], ["ledger_event.eid"], name=op.f("fk_ledger_field_eid")),
         sa.PrimaryKeyConstraint("eid", "name", name=op.f("pk_ledger_field")),
-        sqlite_with_rowid=False,
     )
     op.create_table(
         "staff_session",
@@ -219,7 +210,6 @@ def upgrade() -> None:
         sa.Column("row_tag", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["case"], ["case_file.id"], name=op.f("fk_case_key_case")),
         sa.PrimaryKeyConstraint("case", "generation", name=op.f("pk_case_key")),
-        sqlite_with_rowid=False,
     )
     op.create_table(
         "case_seal",
@@ -231,7 +221,6 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["case"], ["case_file.id"], name=op.f("fk_case_seal_case")),
         sa.ForeignKeyConstraint(["unit"], ["unit.id"], name=op.f("fk_case_seal_unit")),
         sa.PrimaryKeyConstraint("case", "generation", "unit", name=op.f("pk_case_seal")),
-        sqlite_with_rowid=False,
     )
     op.create_table(
         "clock",
@@ -244,7 +233,6 @@ def upgrade() -> None:
         sa.Column("lapsed_at", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["case"], ["case_file.id"], name=op.f("fk_clock_case")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_clock")),
-        sqlite_with_rowid=False,
     )
     with op.batch_alter_table("clock", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_clock_case"), ["case"], unique=False)
@@ -272,7 +260,6 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["contact"], ["contact.id"], name=op.f("fk_outbox_contact")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox")),
         sa.UniqueConstraint("key", name=op.f("uq_outbox_key")),
-        sqlite_with_rowid=False,
     )
     with op.batch_alter_table("outbox", schema=None) as batch_op:
         batch_op.create_index(
@@ -295,7 +282,6 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["case"], ["case_file.id"], name=op.f("fk_tip_case")),
         sa.ForeignKeyConstraint(["contact"], ["contact.id"], name=op.f("fk_tip_contact")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_tip")),
-        sqlite_with_rowid=False,
     )
     with op.batch_alter_table("tip", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_tip_case"), ["case"], unique=False)
@@ -372,17 +358,12 @@ def downgrade() -> None:
     op.drop_table("ledger_field")
     with op.batch_alter_table("case_file", schema=None) as batch_op:
         batch_op.drop_index(
-            "ix_case_file_queue",
+            "ix_case_file_unit",
             sqlite_where=sa.text("state <> 'closed'"),
             postgresql_where=sa.text("state <> 'closed'"),
         )
         batch_op.drop_index(
             "ix_case_file_oversight",
-            sqlite_where=sa.text("state <> 'closed'"),
-            postgresql_where=sa.text("state <> 'closed'"),
-        )
-        batch_op.drop_index(
-            "ix_case_file_facets",
             sqlite_where=sa.text("state <> 'closed'"),
             postgresql_where=sa.text("state <> 'closed'"),
         )

@@ -21,6 +21,7 @@ from service.vault import blobs, boxes
 MAGIC = b"bamboo/1"
 EMPTY_ROOT = hashlib.sha256(b"").digest()
 NO_EVENT = bytes(32)
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 class EventType(StrEnum):
@@ -193,7 +194,7 @@ def _add(chained: Chained, ledger: Ledger, new: NewEvent, anchor: Anchor) -> Non
         "anchor": {"size": anchor.size, "root": _b64(anchor.root)},
     }
     # All keys and values here are our own ASCII: plain sorted JSON is canonical.
-    data = json.dumps(body, sort_keys=True, separators=(",", ":")).encode("ascii")
+    data = _ENCODER.encode(body).encode("ascii")
     k_e = boxes.random_bytes(32)
     c = commit_event(k_e, data)
     blob = blobs.seal_event(ledger.monitor_public, k_e, data)
