@@ -13,8 +13,6 @@ import prometheus_client
 import structlog
 import uvicorn
 
-from dashboards.app import create_app as create_staff_app
-from dashboards.desk import Desk
 from service import ceremony, logs, metrics
 from service.config import Settings, read_secret, settings_from_environment
 from service.db import Sessions, Writer, open_database, require_schema
@@ -25,7 +23,6 @@ from service.metrics import DatabaseMetrics
 from service.triage import Triage
 from service.vault import boxes
 from service.vault.cards import Cards, RelayKey, check_usable, read_cards, read_relay_note
-from webhooks.app import create_app as create_public_app
 
 log = structlog.get_logger()
 
@@ -77,6 +74,8 @@ def main(arguments: list[str]) -> int:
 
 def public() -> Any:
     """Return the public ASGI app, ready to serve. Raises Misconfigured when it is not safe to start."""
+    from webhooks.app import create_app  # each process loads its own app only: see tests/commands/test_serve.py
+
     settings = settings_from_environment()
     logs.configure("public", level=settings.log_level)
     _refuse_foreign_secrets(settings, "public")
@@ -126,7 +125,7 @@ def public() -> Any:
         writer.close()
         sessions.close()
 
-    return create_public_app(
+    return create_app(
         settings,
         intake=intake,
         form_key=boxes.keyed_name(row_key, b"form token", boxes.FORM),
@@ -144,13 +143,16 @@ async def _keep_sign(writer: Writer, name: str) -> None:
 
 def staff() -> Any:
     """Return the staff ASGI app, ready to serve. Raises Misconfigured when it is not safe to start."""
+    from dashboards.app import create_app
+    from dashboards.desk import Desk
+
     settings = settings_from_environment()
     logs.configure("staff", level=settings.log_level)
     _refuse_foreign_secrets(settings, "staff")
     row_key = read_secret(settings.row_key_file, "row_key_file", length=32)
     sessions = open_ready_database(settings)
     cards = read_deck(settings, sessions)
-    return create_staff_app(
+    return create_app(
         Desk(
             settings=settings,
             sessions=sessions,
