@@ -1,0 +1,1 @@
+"""Benchmarks: each measures the product against a ruler, in alternation, in one run (``./hotline bench``)."""
