@@ -61,6 +61,7 @@ from service.models import (
     Case,
     CaseDecision,
     CaseKey,
+    Channel,
     Contact,
     Level,
     Message,
@@ -68,7 +69,7 @@ from service.models import (
     State,
     Tip,
 )
-from service.triage import Assessment, Triage, facts_of
+from service.triage import Assessment, Fact, Triage, facts_of
 from service.vault import boxes, envelope
 from service.vault.cards import Cards, RelayKey
 from service.vault.envelope import Kind
@@ -80,6 +81,8 @@ __all__ = ["IncomingTip", "Intake", "Pepper", "Receipt"]
 log = structlog.get_logger("intake")
 
 ANCHOR_AGE = timedelta(seconds=5)
+PROVEN = frozenset({Channel.SMS, Channel.VOICE})  # the network says who sends; a form says what somebody typed
+_FACT_COLUMNS = frozenset({"flags", "flag_rank", "age_rank", "province", "venue"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +159,11 @@ class Intake:
         if contact is None:
             return self.insert(tx, draft=draft)
         open_tip = self._open_tip(tx, contact)
-        if open_tip is not None and self._is_ours(tx, open_tip[1]):
+        proven = draft.tip.channel in PROVEN
+        if open_tip is not None and proven and self._is_ours(tx, open_tip[1]):
             return self._follow_up(tx, draft.tip, *open_tip)
-        return self._insert_for(tx, draft, contact)
+        # Whoever types another person's number into the form joins nothing and takes nothing over.
+        return self._insert_for(tx, draft, contact, take_over=proven or open_tip is None)
 
     def _is_ours(self, tx: Session, case: Case) -> bool:
         """Return whether the case's public key carries our tag. A planted key gets nothing, and no tip is lost."""
@@ -198,8 +203,8 @@ class Intake:
         ).one_or_none()
         return (found[0], found[1]) if found else None
 
-    def _insert_for(self, tx: Tx, draft: Draft, contact: Contact) -> Receipt:
-        """Write a new tip of a contact that is known and has no open one."""
+    def _insert_for(self, tx: Tx, draft: Draft, contact: Contact, *, take_over: bool) -> Receipt:
+        """Write a new tip of a contact that is known. take_over: later messages of the contact join this one."""
         rows: list[tuple[Any, list[dict[str, Any]]]] = []
         new = next((rows[0]["id"] for table, rows in draft.rows if table is Contact), None)
         for table, old in draft.rows:
@@ -208,7 +213,8 @@ class Intake:
             rows.append((table, [r | {"contact": contact.id} if r.get("contact") == new else r for r in old]))
         kept = [(t, [self._retag(r) for r in rs] if t is OutboxJob else rs) for t, rs in rows]
         receipt = self.insert(tx, draft=replace(draft, rows=kept))
-        tx.execute(update(Contact).where(col(Contact.id) == contact.id).values(tip=receipt.tip))
+        if take_over:
+            tx.execute(update(Contact).where(col(Contact.id) == contact.id).values(tip=receipt.tip))
         return receipt
 
     def _retag(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -219,8 +225,7 @@ class Intake:
         standing = tx.scalars(
             select(CaseDecision).where(col(CaseDecision.case) == case.id, col(CaseDecision.number) == case.decision)
         ).one()
-        # Behind the wall the old facts are sealed: the new message decides alone, and never below what stands.
-        known = () if standing.record is None else tuple(facts_of(standing.record).values())
+        known = known_facts(standing)
         minute = tip.received_at.replace(second=0, microsecond=0)
         found = assess_at(self.desk, tip, minute, known)
         hour = minute.replace(minute=0)
@@ -249,7 +254,7 @@ class Intake:
         record = None if walled else found.decision.record
         tx.insert(CaseDecision, [decision_row(self.desk, case.id, case.decision + 1, message_id, found, record, facts)])
         level = min(case.level, found.decision.level)
-        events, columns = self._changes(tx, tip, open_tip, case, found, sealed, public, walled, minute)
+        events, columns = self._changes(tx, tip, message_id, open_tip, case, found, sealed, public, walled, minute)
         if walling:
             wall(
                 tx,
@@ -271,6 +276,7 @@ class Intake:
         self,
         tx: Tx,
         tip: IncomingTip,
+        message: UUID,
         open_tip: Tip,
         case: Case,
         found: Assessment,
@@ -310,7 +316,7 @@ class Intake:
             ]
             if level == Level.P1:
                 tx.insert(
-                    OutboxJob, [job(self.desk, "page", case.id, case.id, None, found.language, minute, PAGE_WITHIN)]
+                    OutboxJob, [job(self.desk, "page", message, case.id, None, found.language, minute, PAGE_WITHIN)]
                 )
         received = words_sealed(
             EventType.TIP_MESSAGE, tip, open_tip.id, sealed, public, minute, due_at, state_class(case.state)
@@ -318,4 +324,16 @@ class Intake:
         return [received, decided(found, minute, due_at, walled, public), *rise], columns
 
 
-_FACT_COLUMNS = {"flags", "flag_rank", "age_rank", "province", "venue"}
+def known_facts(standing: CaseDecision) -> tuple[Fact, ...]:
+    """Return the facts that a case's decision rests on.
+
+    None behind the wall, where they are sealed: the new message then decides alone, and never below what stands.
+    None either of a record that this version cannot read: a message must not be lost for it.
+    """
+    if standing.record is None:
+        return ()
+    try:
+        return tuple(facts_of(standing.record).values())
+    except (ValueError, KeyError):
+        log.error("decision_not_readable", error="ValueError")
+        return ()

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, update
 
 from service import reading, staff
 from service.db import Sessions, Writer, write
@@ -18,6 +18,7 @@ from service.models import (
     CaseDecision,
     CaseKey,
     CaseSeal,
+    Channel,
     Clock,
     Contact,
     LedgerEvent,
@@ -232,6 +233,26 @@ def opened_with(world: World, private: bytes) -> list[str]:
             with contextlib.suppress(CannotOpen):
                 words.append(open_words(private, Envelope(message.header, message.seal, message.body)))
     return words
+
+
+def test_a_number_typed_into_the_form_joins_nothing_and_takes_nothing_over(world: World) -> None:
+    """Whoever knows a tipster's number must not be able to write into its tip, or to draw its next text away."""
+    [sent] = world.receive(a_tip(LOCKED_IN))
+    [typed] = world.receive(a_tip("Nothing happened.", channel=Channel.WEB, provider="web", kind="form"))
+    [later] = world.receive(a_tip("They are still there."))
+
+    assert sent.tip == later.tip != typed.tip
+    assert accounts(world, "screener", sent.tip) == [LOCKED_IN, "They are still there."]
+    assert accounts(world, "screener", typed.tip) == ["Nothing happened."]
+    assert count(world, Contact) == 1
+
+
+def test_a_decision_that_cannot_be_read_loses_no_message(world: World) -> None:
+    [first] = world.receive(a_tip(LOCKED_IN))
+    write(world.sessions, lambda tx: tx.execute(update(CaseDecision).values(record=b'{"facts_schema": "facts-0"}')))
+    world.receive(a_tip("They are still there."))
+    assert accounts(world, "screener", first.tip) == [LOCKED_IN, "They are still there."]
+    assert the_case(world, first.tip).level == "P1"
 
 
 def test_a_planted_case_key_gets_no_later_message_and_none_is_lost(world: World) -> None:
