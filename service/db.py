@@ -57,6 +57,7 @@ POSTGRESQL_KEEPALIVE = {
     "tcp_user_timeout": 10_000,
 }
 ATTEMPTS = 5
+ALONE = 3  # tries of one member: two processes whose groups hold what the other wants are told to begin anew
 LONGEST_WAIT = 12.0  # seconds; Twilio gives up at 15
 RETRIED_SQLSTATES = {"40001", "40P01"}  # serialization failure, deadlock
 
@@ -349,8 +350,11 @@ class Writer:
         if self._attempt(group):
             return
         for member in group:
-            member.result, member.fault = None, None
-            if not self._attempt([member]):
+            for _ in range(ALONE):
+                member.result, member.fault = None, None
+                if self._attempt([member]):
+                    break
+            else:
                 member.result, member.fault = None, StorageUnavailable("The database cannot take this now.")
 
     def _attempt(self, group: list[_Member]) -> bool:

@@ -194,7 +194,9 @@ def main() -> None:
     import uvicorn.protocols.http.httptools_impl  # noqa: F401 - so that no child has to import them
 
     import commands.serve  # noqa: F401
+    import dashboards.app  # noqa: F401
     import tests.chaos.staged  # noqa: F401
+    import webhooks.app  # noqa: F401
     from service.config import Settings
     from service.triage import Triage
 

@@ -15,6 +15,7 @@ from sqlalchemy import event
 from starlette.types import Message, Receive, Scope, Send
 
 import service.db as db
+import webhooks.app
 from commands import serve
 from service import reading
 from service.intake import IncomingTip, Intake, Receipt
@@ -58,7 +59,7 @@ def forgets_to_sync() -> None:
 
 def prints_bodies() -> None:
     """Wrong: somebody left a ``print(body)`` in."""
-    build = serve.create_public_app
+    build = webhooks.app.create_app
 
     def printing(*args: Any, **kwargs: Any) -> Any:
         app = build(*args, **kwargs)
@@ -73,7 +74,7 @@ def prints_bodies() -> None:
 
         return peek
 
-    serve.create_public_app = printing
+    webhooks.app.create_app = printing
 
 
 def stumbles() -> None:

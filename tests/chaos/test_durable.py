@@ -10,9 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 
@@ -71,22 +71,21 @@ def traced(installation: Installation, trace: Path, *, staged: str) -> Iterator[
             process.wait(30)
 
 
-@dataclass(frozen=True)
-class Receipts:
-    """What a trace tells of its thanks. clean: the log was written since the one before, and all of it synced."""
+class Log(StrEnum):
+    """How the write-ahead log stood when an answer left."""
 
-    clean: int
-    dirty: int
-    unwritten: int
+    CLEAN = "written since the answer before, and synced"
+    DIRTY = "written and not synced"
+    SAME = "not written since the answer before"
 
 
-def read_trace(lines: Iterator[str]) -> Receipts:
-    """Return how the write-ahead log stood when each 200 left for a text message.
+def read_trace(lines: Iterable[str]) -> list[Log]:
+    """Return how the write-ahead log stood when each 200 left.
 
     A call that strace shows in two halves writes when it begins and syncs when it has ended: the strict reading.
     """
     dirty = written = False
-    counts = {"clean": 0, "dirty": 0, "unwritten": 0}
+    answers = []
     syncing: dict[str, bool] = {}
     for line in lines:
         found = _LINE.match(line)
@@ -105,45 +104,45 @@ def read_trace(lines: Iterator[str]) -> Receipts:
         elif called in ("pwrite64", "pwritev", "pwritev2", "write", "writev") and "-wal>" in rest:
             dirty = written = True
         elif called in ("write", "writev", "sendto", "sendmsg") and '"HTTP/1.1 200' in rest and "TCP" in rest:
-            counts["dirty" if dirty else "clean" if written else "unwritten"] += 1
+            answers.append(Log.DIRTY if dirty else Log.CLEAN if written else Log.SAME)
             written = False
-    return Receipts(**counts)
+    return answers
 
 
-def thank(installation: Installation, sessions: Sessions, seed: int, count: int, *, staged: str = "-") -> Receipts:
-    """Send `count` texts one after the other to a traced process, and read its trace."""
+def thank(installation: Installation, sessions: Sessions, seed: int, count: int, *, staged: str = "-") -> list[Log]:
+    """Send `count` texts one after the other to a traced process, and return how the log stood at each answer."""
     bag, acknowledged = Mailbag(seed), Acknowledged()
     trace = installation.folder / "trace.txt"
     with traced(installation, trace, staged=staged) as port:
-        size = trace.stat().st_size
-        for _ in range(count):
+        # One more at the start that is not counted: beside the first the process notes that a signature was good.
+        for _ in range(count + 1):
             text = bag.text()
             assert ask_raw(port, text.request).taken
             acknowledged.add(text)
-        # Read before the process ends: at its end it has time to sync.
-        wait_for(lambda: trace.read_text()[size:].count('"HTTP/1.1 200') >= count, "the trace to be written")
-        seen = trace.read_text()[size:]
+        # Read before the process ends, for then it has time to sync. The first answer said that it was ready.
+        wait_for(lambda: trace.read_text().count('"HTTP/1.1 200') == count + 2, "the trace to be written")
+        answers = read_trace(trace.read_text().splitlines())
     assert verify(sessions, installation.world.founding, acknowledged).faults == []
-    return read_trace(iter(seen.splitlines()))
+    return answers[2:]
 
 
 def test_no_receipt_leaves_before_its_tip_is_on_the_disk(
     sqlite_installation: Installation, sqlite_sessions: Sessions, seed: int
 ) -> None:
-    assert thank(sqlite_installation, sqlite_sessions, seed, 10) == Receipts(clean=10, dirty=0, unwritten=0)
+    assert thank(sqlite_installation, sqlite_sessions, seed, 10) == [Log.CLEAN] * 10
 
 
 @pytest.mark.chaos
 def test_none_of_a_hundred_receipts_leaves_before_its_tip_is_on_the_disk(
     sqlite_installation: Installation, sqlite_sessions: Sessions, seed: int
 ) -> None:
-    assert thank(sqlite_installation, sqlite_sessions, seed, 100) == Receipts(clean=100, dirty=0, unwritten=0)
+    assert thank(sqlite_installation, sqlite_sessions, seed, 100) == [Log.CLEAN] * 100
 
 
 def test_without_waiting_for_the_disk_every_receipt_is_dirty(
     sqlite_installation: Installation, sqlite_sessions: Sessions, seed: int
 ) -> None:
     """The negative control: ``synchronous=NORMAL`` loses nothing to a kill, and the trace shows what it risks."""
-    receipts = thank(sqlite_installation, sqlite_sessions, seed, 10, staged="forgets_to_sync")
+    answers = thank(sqlite_installation, sqlite_sessions, seed, 10, staged="forgets_to_sync")
 
-    assert receipts == Receipts(clean=0, dirty=10, unwritten=0)
+    assert answers == [Log.DIRTY] * 10

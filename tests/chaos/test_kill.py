@@ -110,6 +110,7 @@ def kill_again_and_again(
     process.stop()
     found.append(verify(sessions, installation.world.founding, crowd.acknowledged))
     assert found[-1].messages == len(crowd.acknowledged), "what was sent is stored, and nothing else"
+    assert crowd.refused == 0, "the database is there all the time: nobody is told to try again"
     assert found[-1].walled
     assert found[-1].messages > found[-1].tips, "some have written more than once"
     print(f"{len(crowd.acknowledged)} thanked for, {crowd.repeated} repeated, {crowd.refused} refused, {rounds} kills")

@@ -89,6 +89,7 @@ def processes(forks: Forks, installation: Installation, sessions: Sessions) -> I
 def check_storm(storm: Storm, found: Found, count: int) -> None:
     assert found.faults == []
     assert (found.tips, found.messages) == (count, count)
+    assert storm.resent == 0, "the database is there all the time: nobody is told to try again"
     assert storm.equal()
     assert len(storm.answers) == count
     assert all(answer.taken for some in storm.answers.values() for answer in some)

@@ -244,7 +244,7 @@ def check_keys(rows: Rows, founding: Founding, found: Found) -> dict[tuple[UUID,
 def check_cases(rows: Rows, founding: Founding, privates: Mapping[tuple[UUID, int], bytes], found: Found) -> None:
     """Check that each case has its tip, chain, decisions, running clocks and, when it is urgent, its page."""
     with_tip = {tip["case"] for tip in rows.tips.values()}
-    keys = Counter(job["key"] for job in rows.jobs)
+    paged = {job["case"] for job in rows.jobs if job["kind"] == "page"}
     for case in rows.cases.values():
         where = f"case {case['id']}"
         events = rows.chains[case["chain"]]
@@ -268,7 +268,7 @@ def check_cases(rows: Rows, founding: Founding, privates: Mapping[tuple[UUID, in
             found.wrong.append(f"{where}: has not its two running clocks")
         elif case["due_at"] != min(clock["due_at"] for clock in running):
             found.wrong.append(f"{where}: is not due when its clock says")
-        if case["level"] == Level.P1 and keys[f"page:{case['id'].hex}"] != 1:
+        if case["level"] == Level.P1 and case["id"] not in paged:
             found.wrong.append(f"{where}: is urgent, and nobody is paged")
         if case["walled"] and (case["flags"], case["province"], case["venue"]) != (None, None, None):
             found.wrong.append(f"{where}: is behind the wall and shows what it is about")
