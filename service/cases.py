@@ -388,19 +388,20 @@ def wall(
         "unit": integrity.unit,
         "generation": generation,
     }
-    if case.state == State.CLAIMED:
-        tx.execute(
-            update(Clock)
-            .where(col(Clock.case) == case.id, col(Clock.kind) == ClockKind.LEASE, RUNNING)
-            .values(lapsed_at=now)
-        )
-        tx.execute(
-            update(Clock).where(col(Clock.case) == case.id, col(Clock.kind) == ClockKind.CLAIM).values(met_at=None)
-        )
-        due_at, due_kind = next_due(tx, case)
-        values |= {"state": State.OPEN, "owner": None, "due_at": due_at, "due_kind": due_kind}
+    values |= _without_owner(tx, case, now)
     change(tx, ledger, case, [*events, event], **(values | columns))
     return integrity.unit
+
+
+def _without_owner(tx: Tx, case: Case, now: datetime) -> dict[str, Any]:
+    """End a claim behind the wall, and return the columns of a case that is open again with its first deadline."""
+    if case.state != State.CLAIMED:
+        return {}
+    of_case = col(Clock.case) == case.id
+    tx.execute(update(Clock).where(of_case, col(Clock.kind) == ClockKind.LEASE, RUNNING).values(lapsed_at=now))
+    tx.execute(update(Clock).where(of_case, col(Clock.kind) == ClockKind.CLAIM).values(met_at=None))
+    due_at, due_kind = next_due(tx, case)
+    return {"state": State.OPEN, "owner": None, "due_at": due_at, "due_kind": due_kind}
 
 
 def _seal_decisions(tx: Tx, case: Case, generation: int, public: bytes) -> None:

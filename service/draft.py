@@ -379,6 +379,10 @@ def job(
     now: datetime,
     within: timedelta,
 ) -> dict[str, Any]:
+    """Return an outbox row that asks for `kind`, tagged. about: makes its key, under which it is done once.
+
+    within: for how long it is worth doing.
+    """
     row: dict[str, Any] = {
         "id": uuid4(),
         "key": f"{kind}:{about.hex}",
