@@ -15,7 +15,7 @@ import uvicorn
 
 from service import ceremony, logs, metrics
 from service.config import Settings, read_secret, settings_from_environment
-from service.db import Sessions, Writer, open_database, require_schema
+from service.db import Sessions, Writer, open_database, require_schema, write
 from service.errors import BadCards, BadNote, HotlineError, Misconfigured
 from service.intake import Intake, Pepper
 from service.ledger.events import Ledger
@@ -109,6 +109,7 @@ def public() -> Any:
     def health() -> dict[str, bool | str]:
         return _database_health(sessions) | {
             "writer": writer.alive,
+            "storing": writer.storing or _can_store(sessions),
             "relay_key": relay.start <= datetime.now(UTC).date() <= relay.until,
         }
 
@@ -163,6 +164,15 @@ def staff() -> Any:
             health=lambda: _database_health(sessions),
         )
     )
+
+
+def _can_store(sessions: Sessions) -> bool:
+    """Return whether a row can be stored: asked when the last group could not be, and nothing has come since."""
+    try:
+        write(sessions, partial(metrics.seen, name="storage", at=datetime.now(UTC)))
+    except HotlineError:
+        return False
+    return True
 
 
 def open_ready_database(settings: Settings) -> Sessions:

@@ -177,9 +177,15 @@ def open_database(url: str) -> Sessions:
                 pool_pre_ping=True,
                 pool_size=8,
                 hide_parameters=True,
-                connect_args={"options": POSTGRESQL_OPTIONS, "connect_timeout": 3, **POSTGRESQL_KEEPALIVE},
+                connect_args={
+                    "options": POSTGRESQL_OPTIONS,
+                    "connect_timeout": 3,
+                    "prepare_threshold": prepare,
+                    **POSTGRESQL_KEEPALIVE,
+                },
             )
-            for _ in range(2)
+            # A statement that the driver prepares in a pipeline which then fails is known to it and not to the server.
+            for prepare in (None, 5)
         )
     else:
         raise Misconfigured("HOTLINE_DATABASE_URL must begin with sqlite:/// or postgresql://")
@@ -286,6 +292,7 @@ class Writer:
         self._sessions = sessions
         self._group_size = group_size
         self._waiting = waiting
+        self.storing = True  # whether the last group was stored
         self._queue: queue.SimpleQueue[_Member | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
@@ -369,7 +376,9 @@ class Writer:
                     raise _GroupLost
         except Exception as fault:  # noqa: BLE001 - whatever it was, nothing of the group is known to be durable
             log.error("group_not_stored", count=len(group), error=type(fault).__name__, place=place(fault))
+            self.storing = False
             return False
+        self.storing = True
         return True
 
 

@@ -114,4 +114,5 @@ def configure(process: str, *, level: str = "INFO", strict: bool = False) -> Non
         logger_factory=lambda *_: _Stderr(),
         cache_logger_on_first_use=False,
     )
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of each repeated delivery, whose insert fails
     logging.basicConfig(handlers=[_Plain()], level=max(logging.WARNING, logging.getLevelName(level)), force=True)

@@ -135,6 +135,8 @@ def e164(typed: str) -> str | None:
         return None
     digits = "".join(str(unicodedata.decimal(c)) if unicodedata.decimal(c, None) is not None else c for c in typed)
     plain = "".join(c for c in digits if unicodedata.category(c) != "Cf").strip()
+    if any(unicodedata.category(c).startswith("L") for c in plain):
+        return None  # the library reads letters as keys of a keypad, and a stranger would be written to
     if whole := WITHOUT_PLUS.fullmatch(plain):
         plain = "+" + whole[1]
     try:

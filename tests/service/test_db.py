@@ -216,6 +216,24 @@ def test_a_disk_that_fills_in_the_middle_of_a_group_loses_nothing_that_was_thank
     assert len(stored) == 31, "each of the others was tried again alone"
 
 
+def test_a_writer_knows_whether_it_stores(sqlite_url: str) -> None:
+    sessions = open_database(sqlite_url)
+    writer = Writer(sessions)
+    _fill(sessions, 20)
+
+    async def run() -> list[bool]:
+        seen = [writer.storing]
+        with pytest.raises(StorageUnavailable):
+            await writer.submit(partial(put, name="large", bulk=300_000))
+        seen.append(writer.storing)
+        await writer.submit(partial(put, name="small"))
+        return [*seen, writer.storing]
+
+    assert asyncio.run(run()) == [True, False, True]
+    writer.close()
+    sessions.close()
+
+
 def test_without_its_check_the_same_disk_loses_what_was_thanked_for(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

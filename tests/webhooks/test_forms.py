@@ -187,7 +187,7 @@ def test_no_words_is_corrected_and_keeps_the_rest(blank, app, intake):
     assert not intake.stored
 
 
-@pytest.mark.parametrize("number", ["", "012 345", "117", "abc", "1" * 30, "+1 5", "000 000 001 ext 5"])
+@pytest.mark.parametrize("number", ["", "012 345", "117", "abc", "1" * 30, "+1 5", "000 000 001 ext 5", "012 house"])
 def test_a_wrong_number_is_corrected_and_keeps_the_words(number, app, intake):
     typed = FULL | {"number": number}
 
