@@ -5,6 +5,7 @@ processes share (threats.md section 5). PostgreSQL is the engine for more than o
 """
 
 import asyncio
+import itertools
 import queue
 import random
 import threading
@@ -177,15 +178,9 @@ def open_database(url: str) -> Sessions:
                 pool_pre_ping=True,
                 pool_size=8,
                 hide_parameters=True,
-                connect_args={
-                    "options": POSTGRESQL_OPTIONS,
-                    "connect_timeout": 3,
-                    "prepare_threshold": prepare,
-                    **POSTGRESQL_KEEPALIVE,
-                },
+                connect_args={"options": POSTGRESQL_OPTIONS, "connect_timeout": 3, **POSTGRESQL_KEEPALIVE},
             )
-            # A statement that the driver prepares in a pipeline which then fails is known to it and not to the server.
-            for prepare in (None, 5)
+            for _ in range(2)
         )
     else:
         raise Misconfigured("HOTLINE_DATABASE_URL must begin with sqlite:/// or postgresql://")
@@ -420,8 +415,13 @@ def run_in_savepoint(tx: Tx, member: _Member) -> None:
         tx.pipelined = False
 
 
+_undone = itertools.count()
+
+
 def _undo(cursor: Any) -> None:
-    cursor.execute("ROLLBACK TO SAVEPOINT member")
+    # A statement that psycopg prepared in the pipeline that failed is known to it and not to the server. It forgets
+    # all it has prepared when it sees a rollback, but looks only at statements whose text is new to it.
+    cursor.execute(f"ROLLBACK TO SAVEPOINT member /* {next(_undone)} */")
     cursor.execute("RELEASE SAVEPOINT member")
 
 
