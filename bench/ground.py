@@ -22,9 +22,10 @@ from sqlalchemy.engine import make_url
 
 from service import ceremony
 from service.ceremony import Founding, UnitPlan
-from service.db import migrate, open_database, write
+from service.db import open_database, write
 from service.errors import Misconfigured
 from service.ledger.events import Ledger
+from service.schema import migrate
 from service.vault.cards import UnitKind
 
 ROOT = Path(__file__).resolve().parent.parent

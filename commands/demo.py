@@ -21,8 +21,8 @@ from commands.demo_cast import PASSPHRASE, PEOPLE, PLANS
 from commands.demo_folder import DEFAULT, DISK_FULL, KEYS, LOGS, CannotStart, DemoFolder, explain
 from commands.processes import Child, ChildEnded
 from service import logs
-from service.db import migrate
 from service.errors import BadCards, BadNote, Unavailable
+from service.schema import migrate
 from service.vault.cards import read_cards, read_relay_note
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -15,10 +15,11 @@ from commands.demo_folder import DATABASE, KEYS
 from service import cases, ceremony, reading, staff
 from service.ceremony import Founding
 from service.config import Settings
-from service.db import Sessions, Tx, Writer, migrate, open_database, write
+from service.db import Sessions, Tx, Writer, open_database, write
 from service.intake import IncomingTip, Intake, Pepper
 from service.ledger.events import Ledger
 from service.models import Case, Channel, Member, Tip
+from service.schema import migrate
 from service.staff import SignedIn
 from service.triage import Triage
 from service.vault.members import MemberKeys

@@ -3,7 +3,7 @@
 import argparse
 
 from service.config import settings_from_environment
-from service.db import migrate
+from service.schema import migrate
 
 
 def main(arguments: list[str]) -> int:

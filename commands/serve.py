@@ -15,11 +15,12 @@ import uvicorn
 
 from service import ceremony, logs, metrics
 from service.config import Settings, read_secret, settings_from_environment
-from service.db import Sessions, Writer, open_database, require_schema, write
+from service.db import Sessions, Writer, open_database, write
 from service.errors import BadCards, BadNote, HotlineError, Misconfigured
 from service.intake import Intake, Pepper
 from service.ledger.events import Ledger
 from service.metrics import DatabaseMetrics
+from service.schema import require_schema
 from service.triage import Triage
 from service.vault import boxes
 from service.vault.cards import Cards, RelayKey, check_usable, read_cards, read_relay_note
@@ -80,15 +81,7 @@ def public() -> Any:
     logs.configure("public", level=settings.log_level)
     _refuse_foreign_secrets(settings, "public")
     row_key = read_secret(settings.row_key_file, "row_key_file", length=32)
-    peppers = [
-        Pepper(
-            settings.phone_pepper_epoch,
-            read_secret(settings.phone_pepper_file, "phone_pepper_file", length=32),
-        )
-    ]
-    if settings.phone_pepper_previous_file is not None:
-        previous = read_secret(settings.phone_pepper_previous_file, "phone_pepper_previous_file", length=32)
-        peppers.append(Pepper(settings.phone_pepper_epoch - 1, previous))
+    peppers = read_peppers(settings)
     sessions = open_ready_database(settings)
     cards = read_deck(settings, sessions)
     relay = read_relay(settings, cards)
@@ -173,6 +166,16 @@ def _can_store(sessions: Sessions) -> bool:
     except HotlineError:
         return False
     return True
+
+
+def read_peppers(settings: Settings) -> list[Pepper]:
+    """Return the pepper of this epoch and, while numbers are carried over, the last one's. Raises Misconfigured."""
+    epoch = settings.phone_pepper_epoch
+    peppers = [Pepper(epoch, read_secret(settings.phone_pepper_file, "phone_pepper_file", length=32))]
+    if settings.phone_pepper_previous_file is not None:
+        previous = read_secret(settings.phone_pepper_previous_file, "phone_pepper_previous_file", length=32)
+        peppers.append(Pepper(epoch - 1, previous))
+    return peppers
 
 
 def open_ready_database(settings: Settings) -> Sessions:

@@ -105,7 +105,8 @@ def change(tx: Tx, ledger: Ledger, case: Case, events: Sequence[NewEvent], **col
     )
     if changed.rowcount != 1:  # type: ignore[attr-defined]
         raise CaseMoved("The case has changed since this page was shown.")
-    tx.expire(case) if case in tx else None
+    if case in tx:
+        tx.expire(case)
 
 
 def state_class(state: str) -> StateClass:

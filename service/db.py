@@ -1,4 +1,4 @@
-"""Both databases: engines, transactions, group commit, migrations.
+"""Both databases: engines, transactions, group commit.
 
 SQLite comes through the pysqlite3 wheel, because the system's own library can corrupt a WAL file that several
 processes share (threats.md section 5). PostgreSQL is the engine for more than one machine.
@@ -19,12 +19,11 @@ from typing import Any, TypeVar
 
 import pysqlite3.dbapi2 as sqlite3
 import structlog
-from sqlalchemy import Connection, Engine, LargeBinary, Table, create_engine, event, exc, insert, inspect, text
+from sqlalchemy import Connection, Engine, LargeBinary, Table, create_engine, event, exc, insert, text
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import Dialect, make_url
 from sqlmodel import Session
 
-from service.config import ROOT
 from service.errors import Busy, Conflict, HeadMoved, Misconfigured, Repeated, StorageUnavailable
 from service.logs import place
 
@@ -142,7 +141,7 @@ class Sessions:
             with Session(self.reading, autoflush=False, expire_on_commit=False) as session:
                 yield session
         except exc.DBAPIError as fault:
-            raise StorageUnavailable("The database does not answer.") from _without_words(fault)
+            raise StorageUnavailable("The database does not answer.") from without_words(fault)
 
     def engine_version(self) -> str:
         """Return the engine's name and version, for health pages."""
@@ -233,7 +232,7 @@ def write(sessions: Sessions, use_case: Callable[[Tx], T]) -> T:
             if known is None:
                 raise
             if getattr(fault, "sqlstate", None) not in RETRIED_SQLSTATES or attempt == ATTEMPTS - 1:
-                raise known from _without_words(fault)
+                raise known from without_words(fault)
         time.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
     raise StorageUnavailable("The database is too busy.")
 
@@ -257,7 +256,7 @@ def translate(fault: BaseException) -> Conflict | StorageUnavailable | None:
     return None
 
 
-def _without_words(fault: BaseException) -> BaseException | None:
+def without_words(fault: BaseException) -> BaseException | None:
     """Return a stand-in for a driver's error: its own text may quote a row."""
     return StorageUnavailable(type(fault).__name__)
 
@@ -450,68 +449,3 @@ def _resolve(group: list[_Member]) -> None:
             member.future.set_exception(member.fault)
         else:
             member.future.set_result(member.result)
-
-
-# --- schema ---------------------------------------------------------------------------------------------
-
-
-# Alembic is imported where it is used: twelve megabytes that a serving process does not need.
-
-
-def _alembic(url: str) -> Any:
-    import alembic.config
-
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(ROOT / "alembic"))
-    config.attributes["url"] = url
-    return config
-
-
-def newest_revision() -> str:
-    """Return the revision that this code was written for: that of the last migration by name."""
-    names = [path.name for path in (ROOT / "alembic" / "versions").glob("[0-9]*.py")]
-    return max(names).split("_")[0]
-
-
-def reached_revision(connection: Connection) -> str | None:
-    """Return the revision that a database is at, or None when it has no tables."""
-    if not inspect(connection).has_table("alembic_version"):
-        return None
-    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-
-
-def migrate(url: str, revision: str = "head") -> str:
-    """Bring the database at `url` to `revision` and return the revision reached.
-
-    Raises StorageUnavailable when the database does not answer or its disk is full.
-    """
-    import alembic.command
-
-    sessions = open_database(url)
-    try:
-        config = _alembic(url)
-        with sessions.writing.connect() as connection:
-            if sessions.dialect == "postgresql":
-                connection.execute(text("SET statement_timeout = 0"))
-                connection.execute(text("SELECT pg_advisory_lock(4242001)"))
-                connection.commit()
-            config.attributes["connection"] = connection
-            alembic.command.upgrade(config, revision)
-            connection.commit()
-            return reached_revision(connection) or "base"
-    except exc.DBAPIError as fault:
-        raise StorageUnavailable("The database cannot be migrated now.") from _without_words(fault)
-    finally:
-        sessions.close()
-
-
-def require_schema(sessions: Sessions) -> None:
-    """Refuse to run on a database of another version. Raises Misconfigured, saying what to run."""
-    wanted = newest_revision()
-    try:
-        with sessions.reading.connect() as connection:
-            found = reached_revision(connection)
-    except exc.DBAPIError as fault:
-        raise StorageUnavailable("The database does not answer.") from _without_words(fault)
-    if found != wanted:
-        raise Misconfigured(f"the database is at {found or 'base'}, this code needs {wanted}; run: ./hotline migrate")

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from service import logs
-from service.db import Sessions, migrate, open_database
+from service.db import Sessions, open_database
+from service.schema import migrate
 
 settings.register_profile("bamboo", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile("bamboo")

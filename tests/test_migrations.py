@@ -10,9 +10,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 
-from service.db import migrate, newest_revision, open_database, require_schema
+from service.db import open_database
 from service.errors import Misconfigured, StorageUnavailable
 from service.models import metadata
+from service.schema import migrate, newest_revision, require_schema
 from tests.conftest import named
 
 
@@ -62,7 +63,7 @@ def test_base_to_head_keeps_old_rows_and_equals_the_models(empty_url: str) -> No
 def test_head_to_base_and_back_leaves_no_table_behind(empty_url: str) -> None:
     import alembic.command
 
-    from service.db import _alembic
+    from service.schema import _alembic
 
     migrate(empty_url)
     sessions = open_database(empty_url)

@@ -12,8 +12,8 @@ import pytest
 
 from commands import serve
 from service import ceremony
-from service.db import migrate
 from service.errors import Misconfigured
+from service.schema import migrate
 from tests.builders import NOW, PLANS
 
 LOADED = """
