@@ -11,12 +11,13 @@ from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import and_, delete, exists, select, update
+from sqlalchemy import and_, delete, exists, not_, or_, select, update
 from sqlmodel import Session, col
 
 from service.canonical import canonical
+from service.clocks import RUNNING, clock_row, meet, next_due, run_again
 from service.db import Sessions, Tx, write
-from service.errors import AlreadyClaimed, CaseMoved, Forbidden, NoSuchCase, WrongState
+from service.errors import AlreadyClaimed, CaseMoved, Forbidden, HeadMoved, NoSuchCase, WrongState
 from service.ledger.events import SYSTEM, Actor, EventType, Ledger, NewEvent, StateClass, append
 from service.models import (
     RANK,
@@ -40,7 +41,6 @@ from service.walls import Viewer, readable
 HOT_FLAGS = ("settlement_attempt", "child_self_report", "leaving_country")
 NO_AGE = 99
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-RUNNING = and_(col(Clock.met_at).is_(None), col(Clock.lapsed_at).is_(None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def change(tx: Tx, ledger: Ledger, case: Case, events: Sequence[NewEvent], **col
     """Change `columns` of a case and append the events that say so: the only writer of a case's row.
 
     The row's version becomes the sequence number of the last event; a trigger refuses any other.
-    Raises HeadMoved or CaseMoved when something else came first.
+    Raises HeadMoved when something else came first; ``write`` runs the use case again.
     """
     version = append(tx, ledger, case.chain, events)
     changed = tx.execute(
@@ -104,9 +104,21 @@ def change(tx: Tx, ledger: Ledger, case: Case, events: Sequence[NewEvent], **col
         .execution_options(synchronize_session=False)
     )
     if changed.rowcount != 1:  # type: ignore[attr-defined]
-        raise CaseMoved("The case has changed since this page was shown.")
+        raise HeadMoved("Another event came first.")
     if case in tx:
         tx.expire(case)
+
+
+def unmoved(tx: Session, case: Case, version: int) -> None:
+    """Return if nobody has done anything with the case, and nothing has come, since `version` was shown.
+
+    A clock's step, a text that was sent and an opening are no reason to refuse a claim: the page at five minutes must
+    not make the claim at five minutes fail. Raises CaseMoved.
+    """
+    since = and_(col(LedgerEvent.case) == case.chain, col(LedgerEvent.seq) > version)
+    quiet = or_(*(col(LedgerEvent.type).startswith(subject) for subject in ("clock:", "message:", "content:")))
+    if version > case.version or tx.scalar(select(exists().where(since, not_(quiet)))):
+        raise CaseMoved("The case has changed since this page was shown.")
 
 
 def state_class(state: str) -> StateClass:
@@ -147,14 +159,6 @@ def case_key_insert(row_key: bytes, case: UUID, generation: int, public: bytes) 
     return {"case": case, "generation": generation, "public": public, "row_tag": tag}
 
 
-def next_due(tx: Session, case: Case) -> tuple[datetime, str]:
-    """Return the earliest running deadline of a case, and its kind. Every open case has one."""
-    clock = tx.scalars(
-        select(Clock).where(col(Clock.case) == case.id, RUNNING).order_by(col(Clock.due_at)).limit(1)
-    ).one()
-    return clock.due_at, clock.kind
-
-
 # --- claims ---------------------------------------------------------------------------------------------
 
 
@@ -171,10 +175,9 @@ def claim(
     row = transition(case.state, State.CLAIMED, viewer.role)
     if case.unit not in viewer.units:
         raise Forbidden("Another unit works this case.")
-    if case.version != version:
-        raise CaseMoved("The case has changed since this page was shown.")
+    unmoved(tx, case, version)
     until = now + leases[RANK[case.level]]
-    _meet(tx, case, ClockKind.CLAIM, now)
+    meet(tx, case, ClockKind.CLAIM, now)
     tx.insert(Clock, [clock_row(case.id, ClockKind.LEASE, until, row.event)])
     due_at, due_kind = next_due(tx, case)
     event = NewEvent(row.event, now, viewer.actor, StateClass.OPEN, due_at, {"unit": case.unit})
@@ -202,45 +205,9 @@ def _lapse(tx: Tx, *, ledger: Ledger, clock_id: UUID, case_id: UUID, now: dateti
     if case.state != State.CLAIMED:
         return
     row = transition(case.state, State.OPEN, SYSTEM.role)
-    tx.execute(
-        update(Clock)
-        .where(col(Clock.case) == case.id, col(Clock.kind) == ClockKind.CLAIM, col(Clock.lapsed_at).is_(None))
-        .values(met_at=None)
-    )
-    due_at, due_kind = next_due(tx, case)
+    due_at, due_kind = run_again(tx, case, now)
     event = NewEvent(row.event, now, SYSTEM, StateClass.OPEN, due_at, {"unit": case.unit})
     change(tx, ledger, case, [event], state=State.OPEN, owner=None, due_at=due_at, due_kind=due_kind)
-
-
-def _meet(tx: Tx, case: Case, kind: ClockKind, now: datetime) -> None:
-    tx.execute(update(Clock).where(col(Clock.case) == case.id, col(Clock.kind) == kind, RUNNING).values(met_at=now))
-
-
-def clock_row(case: UUID, kind: ClockKind, due_at: datetime, set_by: EventType) -> dict[str, Any]:
-    """Return a running clock's row."""
-    return {
-        "id": uuid4(),
-        "case": case,
-        "kind": kind,
-        "due_at": due_at,
-        "set_by": set_by,
-        "met_at": None,
-        "lapsed_at": None,
-    }
-
-
-def raise_level(tx: Tx, case: Case, *, claim: timedelta, act: timedelta, now: datetime) -> tuple[datetime, str]:
-    """Bring running deadlines forward to `now` + target where that is earlier, never later; return the next one.
-
-    claim, act: the targets of the new level (triage.md section 10).
-    """
-    for kind, target in ((ClockKind.CLAIM, claim), (ClockKind.ACT, act)):
-        tx.execute(
-            update(Clock)
-            .where(col(Clock.case) == case.id, col(Clock.kind) == kind, RUNNING, col(Clock.due_at) > now + target)
-            .values(due_at=now + target)
-        )
-    return next_due(tx, case)
 
 
 # --- hand-on --------------------------------------------------------------------------------------------
@@ -277,8 +244,7 @@ def hand_on(
         raise Forbidden("Only the screener whose unit has the case hands it on.")
     if case.state != State.OPEN:
         raise WrongState("Only an open case is handed on.")
-    if case.version != version:
-        raise CaseMoved("The case has changed since this page was shown.")
+    unmoved(tx, case, version)
     if not _has_opened(tx, case, viewer):
         raise Forbidden("Open the account first: a machine cannot hear whom it names.")
     if answer not in ("no", "yes", "unsure"):
@@ -400,8 +366,7 @@ def _without_owner(tx: Tx, case: Case, now: datetime) -> dict[str, Any]:
         return {}
     of_case = col(Clock.case) == case.id
     tx.execute(update(Clock).where(of_case, col(Clock.kind) == ClockKind.LEASE, RUNNING).values(lapsed_at=now))
-    tx.execute(update(Clock).where(of_case, col(Clock.kind) == ClockKind.CLAIM).values(met_at=None))
-    due_at, due_kind = next_due(tx, case)
+    due_at, due_kind = run_again(tx, case, now)
     return {"state": State.OPEN, "owner": None, "due_at": due_at, "due_kind": due_kind}
 
 

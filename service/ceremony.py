@@ -109,10 +109,11 @@ def _later(day: date) -> date:
     return day + RELAY_DAYS
 
 
-def write_files(founding: Founding, directory: Path, *, twilio_token: str) -> dict[str, str]:
-    """Write the online keys below `directory`, mode 0400, and return the ``HOTLINE_*`` settings that name them.
+def write_files(founding: Founding, directory: Path, *, twilio_token: str, twilio_api_key: str = "") -> dict[str, str]:
+    """Write the online keys below `directory`, mode 0400, and return the ``HOTLINE_*`` settings of the web processes.
 
-    Offline keys (root, recovery, backup, units) are not among them: who founds keeps those.
+    Those of the worker are `worker_files`. Offline keys (root, recovery, backup, units) are not written at all: who
+    founds keeps those.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     texts = {
@@ -123,10 +124,17 @@ def write_files(founding: Founding, directory: Path, *, twilio_token: str) -> di
         "phone_pepper_file": ("phone.pepper", founding.phone_pepper.hex()),
         "place_key_file": ("place.key", founding.place_key.hex()),
     }
-    for name, text in [*texts.values(), *_worker_files(founding)]:
+    api_key = [("twilio.key", twilio_api_key)] if twilio_api_key else []
+    for name, text in [*texts.values(), *_worker_files(founding), *api_key]:
         write_secret(directory / name, text)
     settings = {f"HOTLINE_{setting.upper()}": str(directory / name) for setting, (name, _) in texts.items()}
     return settings | {"HOTLINE_ROOT_VKEY": founding.root_vkey}
+
+
+def worker_files(directory: Path) -> dict[str, str]:
+    """Return the settings that name what the worker alone may read, of the files that `write_files` wrote."""
+    names = {"RELAY_KEY": "relay.key", "RELAY_IDENTITY": "relay.identity", "TWILIO_API_KEY": "twilio.key"}
+    return {f"HOTLINE_{setting}_FILE": str(directory / name) for setting, name in names.items()}
 
 
 def _worker_files(founding: Founding) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Settings: frozen, read once, passed in. Secrets come from files only, never from the environment."""
 
 import os
+import re
 import stat
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from service.errors import Misconfigured
 
 ROOT = Path(__file__).resolve().parent.parent
+_E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 
 
 class Settings(BaseSettings):
@@ -36,6 +38,14 @@ class Settings(BaseSettings):
     twilio_numbers: Annotated[tuple[str, ...], NoDecode] = ()
     twilio_token_file: Path | None = None
     twilio_previous_token_file: Path | None = None
+    twilio_api_url: str = "https://api.twilio.com"
+    twilio_api_key_sid: str = ""
+    twilio_api_key_file: Path | None = None
+
+    relay_key_file: Path | None = None
+    relay_identity_file: Path | None = None
+    duty: dict[str, tuple[str, ...]] = {}
+    """Telephone numbers of people on duty: "UNIT" or "UNIT/supervisor" to numbers, as JSON."""
 
     row_key_file: Path | None = None
     phone_pepper_file: Path | None = None
@@ -49,6 +59,7 @@ class Settings(BaseSettings):
 
     public_port: int = 8000
     staff_port: int = 8001
+    simulator_port: int = 8002
     metrics_port: int = 8003
     max_in_flight: int = 200
     group_size: int = 32
@@ -77,7 +88,15 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("public_url")
+    @field_validator("duty")
+    @classmethod
+    def _numbers(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for numbers in value.values():
+            if not all(_E164.fullmatch(number) for number in numbers):
+                raise ValueError('numbers on duty are written like "+85512345678"')
+        return value
+
+    @field_validator("public_url", "twilio_api_url")
     @classmethod
     def _plain_url(cls, value: str) -> str:
         parts = urlsplit(value)

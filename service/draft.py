@@ -15,11 +15,11 @@ from uuid import UUID, uuid4
 from service.cases import (
     NO_AGE,
     case_key_insert,
-    clock_row,
     flag_rank,
     seal_facts,
     seal_row,
 )
+from service.clocks import claim_clock_row, clock_row
 from service.ledger.events import (
     NO_EVENT,
     SYSTEM,
@@ -50,15 +50,20 @@ from service.models import (
     State,
     Tip,
 )
+from service.outbox import ACKNOWLEDGE, PAGE, job
 from service.triage import Assessment, Fact, Triage, assess
 from service.vault import boxes, envelope
 from service.vault.cards import Card, Cards, RelayKey
-from service.vault.contacts import new_contact
+from service.vault.contacts import contact_row, new_contact
 from service.vault.envelope import Kind
 
 WALL_ROUTE = "INDEPENDENT"
 ACKNOWLEDGE_WITHIN = timedelta(minutes=10)  # twilio.md section 5: only a fresh text is answered by machine
 PAGE_WITHIN = timedelta(hours=1)
+STAFF_LANGUAGE = "km"
+SILENCE = frozenset(  # Twilio's own words, and Khmer ones, not reviewed by a native speaker
+    {"STOP", "STOPALL", "UNSUBSCRIBE", "CANCEL", "END", "QUIT", "REVOKE", "OPTOUT", "ឈប់", "បញ្ឈប់", "កុំផ្ញើ"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +161,9 @@ def draft_tip(desk: Reception, tip: IncomingTip, anchor: Anchor) -> Draft:
         (
             Clock,
             [
-                clock_row(case, ClockKind.CLAIM, claim_by, EventType.DECISION_MADE),
+                claim_clock_row(
+                    case, found.decision.level, claim_by, desk.claim_targets[rank], EventType.DECISION_MADE
+                ),
                 clock_row(case, ClockKind.ACT, act_by, EventType.DECISION_MADE),
             ],
         ),
@@ -295,7 +302,7 @@ def _contact_row(desk: Reception, tip: IncomingTip, tip_id: UUID) -> dict[str, A
         "key_sealed": key_sealed,
         "number_sealed": number_sealed,
     }
-    tag = boxes.row_tag(desk.row_key, {"table": "contact", **row})
+    tag = boxes.row_tag(desk.row_key, contact_row(row))
     return row | {"tip": tip_id, "opted_out_at": None, "row_tag": tag}
 
 
@@ -362,42 +369,30 @@ def _jobs(
 ) -> list[dict[str, Any]]:
     """Return the outbox rows of a new tip: an acknowledgement when it is safe, a page when it is P1."""
     jobs = []
-    if contact is not None and tip.channel == Channel.SMS and tip.reply_allowed is not False and not tip.late:
-        jobs.append(job(desk, "acknowledge", tip_id, None, contact["id"], found.language, now, ACKNOWLEDGE_WITHIN))
+    wanted = tip.reply_allowed is not False and not tip.late and not asks_for_silence(tip.text)
+    if contact is not None and tip.channel == Channel.SMS and wanted:
+        jobs.append(acknowledgement(desk, tip_id, case, contact["id"], found.language, now))
     if found.decision.level == Level.P1:
-        jobs.append(job(desk, "page", case, case, None, found.language, now, PAGE_WITHIN))
+        jobs.append(page(desk, case, case, now))
     return jobs
 
 
-def job(
-    desk: Reception,
-    kind: str,
-    about: UUID,
-    case: UUID | None,
-    contact: UUID | None,
-    language: str,
-    now: datetime,
-    within: timedelta,
+def asks_for_silence(text: str) -> bool:
+    """Return whether the whole text is a word that ends messages (twilio.md section 6): it gets no answer."""
+    return text.strip().strip(".!។").upper() in SILENCE
+
+
+def acknowledgement(
+    desk: Reception, tip: UUID, case: UUID, contact: UUID, language: str, now: datetime
 ) -> dict[str, Any]:
-    """Return an outbox row that asks for `kind`, tagged. about: makes its key, under which it is done once.
-
-    within: for how long it is worth doing.
-    """
-    row: dict[str, Any] = {
-        "id": uuid4(),
-        "key": f"{kind}:{about.hex}",
-        "kind": kind,
-        "case": case,
-        "contact": contact,
-    }
-    tag = boxes.row_tag(desk.row_key, job_row(row))
-    state = {"language": language, "state": "waiting", "not_before": now, "expires_at": now + within}
-    return row | state | {"row_tag": tag}
+    """Return the outbox row that asks for the one neutral answer to a tip."""
+    about, within = tip.hex, ACKNOWLEDGE_WITHIN
+    return job(desk.row_key, ACKNOWLEDGE, about, case=case, contact=contact, language=language, now=now, within=within)
 
 
-def job_row(row: Mapping[str, Any]) -> dict[str, object]:
-    """Return the fixed columns of an outbox row, for its tag: nobody else may have texts sent."""
-    return {"table": "outbox", **{name: row[name] for name in ("id", "key", "kind", "case", "contact")}}
+def page(desk: Reception, about: UUID, case: UUID, now: datetime) -> dict[str, Any]:
+    """Return the outbox row that has whoever is on duty for a case told. about: what makes it urgent now."""
+    return job(desk.row_key, PAGE, about.hex, case=case, language=STAFF_LANGUAGE, now=now, within=PAGE_WITHIN)
 
 
 def storable(text: str) -> str:

@@ -18,6 +18,10 @@ HotlineError
 ├── Unavailable              try again, nothing was stored                    503
 │   ├── StorageUnavailable   the database did not take it
 │   └── Busy                 too many at once
+├── CarrierFault             a text that we wanted to send                   502
+│   ├── NotSent              certainly not sent: the provider was not reached, or asked for patience
+│   ├── Refused              certainly not sent, and will not be: the provider says no
+│   └── Unclear              nobody knows: the request left and no answer came
 └── VaultError               a box, note or card that cannot be trusted       500
     ├── CannotOpen           wrong key, wrong place or a changed byte
     ├── BadNote              a signed note that is malformed or not signed by the key asked for
@@ -104,6 +108,30 @@ class StorageUnavailable(Unavailable):
 
 class Busy(Unavailable):
     """Too many requests at once."""
+
+
+class CarrierFault(HotlineError):
+    """A text was not sent, or may not have been."""
+
+
+class NotSent(CarrierFault):
+    """The provider was not reached, or could not take it: certainly not sent, and may be tried again."""
+
+    def __init__(self, message: str = "", *, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after  # seconds that the provider asks us to wait
+
+
+class Refused(CarrierFault):
+    """The provider says no: certainly not sent, and trying again changes nothing."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"refused with code {code}")
+        self.code = code  # the provider's own
+
+
+class Unclear(CarrierFault):
+    """The request left and no answer came: sent or not, nobody knows. Never send again."""
 
 
 class VaultError(HotlineError):

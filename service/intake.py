@@ -17,18 +17,18 @@ import structlog
 from sqlalchemy import select, update
 from sqlmodel import Session, col
 
+from service import outbox
 from service.cases import (
     case_key_insert,
     case_public,
     change,
-    raise_level,
     seal_facts,
     state_class,
     wall,
 )
+from service.clocks import raise_level
 from service.db import ATTEMPTS, Tx
 from service.draft import (
-    PAGE_WITHIN,
     WALL_ROUTE,
     Draft,
     IncomingTip,
@@ -40,9 +40,8 @@ from service.draft import (
     draft_tip,
     fact_columns,
     facts_text,
-    job,
-    job_row,
     message_row,
+    page,
     storable,
     words_sealed,
 )
@@ -145,6 +144,15 @@ class Intake:
                 await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt) if attempt else 0)  # noqa: S311 - jitter
         raise StorageUnavailable("Too many messages at once.")
 
+    async def report(self, delivery: str, status: str, code: int | None, at: datetime) -> None:
+        """Keep what the provider says of a text of ours, for the worker to take to its outbox row. Safe to call twice.
+
+        delivery: the provider's id of the text, stored as a keyed name. Raises Unavailable when nothing was stored.
+        """
+        name = boxes.provider_name(self.desk.row_key, delivery)
+        rows = [{"sid": name, "status": status, "code": code, "at": at}]
+        await self._writer.submit(partial(outbox.report, rows=rows))
+
     def insert(self, tx: Tx, *, draft: Draft) -> Receipt:
         """Write a new tip's rows. Raises the driver's error when its delivery or its sender is known."""
         tx.insert_all([*new_chain_rows(draft.chained), *draft.rows])
@@ -211,14 +219,11 @@ class Intake:
             if table is Contact:
                 continue
             rows.append((table, [r | {"contact": contact.id} if r.get("contact") == new else r for r in old]))
-        kept = [(t, [self._retag(r) for r in rs] if t is OutboxJob else rs) for t, rs in rows]
+        kept = [(t, [outbox.retagged(self.desk.row_key, r) for r in rs] if t is OutboxJob else rs) for t, rs in rows]
         receipt = self.insert(tx, draft=replace(draft, rows=kept))
         if take_over:
             tx.execute(update(Contact).where(col(Contact.id) == contact.id).values(tip=receipt.tip))
         return receipt
-
-    def _retag(self, row: dict[str, Any]) -> dict[str, Any]:
-        return row | {"row_tag": boxes.row_tag(self.desk.row_key, job_row(row))}
 
     def _follow_up(self, tx: Tx, tip: IncomingTip, open_tip: Tip, case: Case) -> Receipt:
         """Add a message to an open tip and decide anew: a rise applies itself, a fall changes nothing."""
@@ -295,7 +300,7 @@ class Intake:
         if level < case.level:
             rank = RANK[level]
             due_at, due_kind = raise_level(
-                tx, case, claim=self.desk.claim_targets[rank], act=self.desk.act_targets[rank], now=minute
+                tx, case, level, claim=self.desk.claim_targets[rank], act=self.desk.act_targets[rank], now=minute
             )
             columns |= {
                 "level": level,
@@ -315,9 +320,7 @@ class Intake:
                 )
             ]
             if level == Level.P1:
-                tx.insert(
-                    OutboxJob, [job(self.desk, "page", message, case.id, None, found.language, minute, PAGE_WITHIN)]
-                )
+                tx.insert(OutboxJob, [page(self.desk, message, case.id, minute)])
         received = words_sealed(
             EventType.TIP_MESSAGE, tip, open_tip.id, sealed, public, minute, due_at, state_class(case.state)
         )

@@ -14,10 +14,11 @@ from sqlmodel import Session, col
 
 from service.db import Sessions, Tx
 from service.errors import HotlineError
-from service.models import Case, LedgerPending, OutboxJob, Sign
+from service.models import Case, JobState, LedgerPending, OutboxJob, Sign
 
 GOOD_SIGNATURE = "twilio_signature_good"
 BAD_SIGNATURE = "twilio_signature_bad"
+WORKER = "worker"  # the sign by which others see that a worker lives
 
 
 def seen(tx: Tx, name: str, at: datetime) -> None:
@@ -62,8 +63,11 @@ def _figures(session: Session, now: datetime) -> Iterable[Metric]:
         late.add_metric([level], overdue or 0)
     yield open_cases
     yield late
-    waiting = session.scalar(select(func.count()).where(col(OutboxJob.state) == "waiting"))
-    yield GaugeMetricFamily("hotline_outbox_waiting", "jobs not done yet", value=waiting or 0)
+    jobs = GaugeMetricFamily("hotline_outbox", "outbox rows that are not done, by state", labels=["state"])
+    for state in (JobState.WAITING, JobState.SENDING, JobState.CHECKING, JobState.FAILED, JobState.UNKNOWN):
+        unseen = (col(OutboxJob.state) == state, col(OutboxJob.seen_by).is_(None))
+        jobs.add_metric([str(state)], session.scalar(select(func.count()).where(*unseen)) or 0)
+    yield jobs
     pending = session.scalar(select(func.count()).select_from(LedgerPending))
     yield GaugeMetricFamily("hotline_ledger_pending", "leaves not integrated yet", value=pending or 0)
     ages = GaugeMetricFamily("hotline_seconds_since", "age of what was last seen", labels=["what"])

@@ -191,6 +191,7 @@ class Contact(SQLModel, table=True):
     number_sealed: bytes | None
     tip: UUID | None = None  # its open tip; no foreign key, because the tip points back
     opted_out_at: datetime | None = Field(default=None, sa_type=Utc)
+    quiet_until: datetime | None = Field(default=None, sa_type=Utc)  # no text goes there before
     row_tag: bytes
 
 
@@ -311,9 +312,19 @@ class CaseDecision(SQLModel, table=True):
 
 
 class Clock(SQLModel, table=True):
-    """A stored deadline, never moved later. It ends by being met or by lapsing."""
+    """A stored deadline, never moved later. It ends by being met or by lapsing.
+
+    `step`: the next step of its ladder (`service.clocks`), taken at `next_at`; none is left when that is null.
+    `span`: the target that the steps are counted in, seconds; null for a clock without ladder.
+    """
 
     __table_args__ = (
+        Index(
+            "ix_clock_next",
+            "next_at",
+            sqlite_where=text("next_at IS NOT NULL AND met_at IS NULL AND lapsed_at IS NULL"),
+            postgresql_where=text("next_at IS NOT NULL AND met_at IS NULL AND lapsed_at IS NULL"),
+        ),
         Index(
             "ix_clock_running",
             *("kind", "due_at"),
@@ -328,13 +339,46 @@ class Clock(SQLModel, table=True):
     set_by: str = Field(sa_type=Word)
     met_at: datetime | None = Field(default=None, sa_type=Utc)
     lapsed_at: datetime | None = Field(default=None, sa_type=Utc)
+    span: int | None = None
+    step: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    next_at: datetime | None = Field(default=None, sa_type=Utc)
+
+
+class JobState(StrEnum):
+    """How far an outbox row is. The last two stand in front of a person until somebody has seen them."""
+
+    WAITING = "waiting"
+    SENDING = "sending"  # somebody is about to send it, or died while sending
+    CHECKING = "checking"  # it may have been sent: looked for in the provider's list, never sent again
+    DONE = "done"  # sent, or what it asked for was done
+    DROPPED = "dropped"  # not sent on purpose: too late, not wanted, not safe
+    FAILED = "failed"  # certainly did not arrive
+    UNKNOWN = "unknown"  # nobody knows
 
 
 class OutboxJob(SQLModel, table=True):
-    """Work to be done after the commit that asked for it, delivered at least once under its own key."""
+    """Work to be done after the commit that asked for it, done once under its own key.
+
+    duty: for a text to staff, whose number of the settings' duty list: ``siem-reap/supervisor#1``, from 0.
+    until: while sending, when somebody else may take over; while checking, when looking ends. tried_at: when it was
+    about to be sent. joined: the job whose text stands for this one too. sid: the provider's id, as a keyed name.
+    report: the furthest state that the provider told, with its code. seen_by: who has seen that it failed.
+    """
 
     __tablename__ = "outbox"
     __table_args__ = (
+        Index(
+            "ix_outbox_trying",
+            "until",
+            sqlite_where=text("state IN ('sending', 'checking')"),
+            postgresql_where=text("state IN ('sending', 'checking')"),
+        ),
+        Index(
+            "ix_outbox_unseen",
+            "case",
+            sqlite_where=text("state IN ('failed', 'unknown') AND seen_by IS NULL"),
+            postgresql_where=text("state IN ('failed', 'unknown') AND seen_by IS NULL"),
+        ),
         Index(
             "ix_outbox_waiting",
             "not_before",
@@ -352,6 +396,29 @@ class OutboxJob(SQLModel, table=True):
     not_before: datetime = Field(sa_type=Utc)
     expires_at: datetime = Field(sa_type=Utc)
     row_tag: bytes
+    duty: str | None = Field(default=None, sa_type=Word)
+    attempts: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    until: datetime | None = Field(default=None, sa_type=Utc)
+    tried_at: datetime | None = Field(default=None, sa_type=Utc)
+    done_at: datetime | None = Field(default=None, sa_type=Utc)
+    joined: UUID | None = Field(default=None, foreign_key="outbox.id")
+    sid: bytes | None = Field(default=None, unique=True)
+    report: str | None = Field(default=None, sa_type=Word)
+    code: int | None = None
+    seen_by: UUID | None = Field(default=None, foreign_key="member.id")
+
+
+class ProviderReport(SQLModel, table=True):
+    """What the provider told of a text of ours, until the worker has taken it to its outbox row.
+
+    Reports come late, twice and in any order (twilio.md section 5).
+    """
+
+    __tablename__ = "provider_report"
+    sid: bytes = Field(primary_key=True)
+    status: str = Field(primary_key=True, sa_type=Word)
+    code: int | None = None
+    at: datetime = Field(sa_type=Utc)
 
 
 class Sign(SQLModel, table=True):

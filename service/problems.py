@@ -12,6 +12,7 @@ STATUS: dict[type[errors.HotlineError], int] = {
     errors.NotFound: 404,
     errors.Conflict: 409,
     errors.Unavailable: 503,
+    errors.CarrierFault: 502,
     errors.VaultError: 500,
 }
 

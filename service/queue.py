@@ -8,13 +8,16 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, and_, func, literal, select, text, tuple_
+from sqlalchemy import ColumnElement, Row, and_, exists, func, literal, select, text, tuple_
 from sqlalchemy import case as when
 from sqlmodel import Session, col
 
 from service.cases import HOT_FLAGS
-from service.models import Case, CaseDecision, Level, Member, State
-from service.walls import Seat, Viewer, listed, queues
+from service.models import Case, CaseDecision, JobState, Level, Member, OutboxJob, State
+from service.outbox import RING
+from service.walls import Seat, Viewer, listed, queues, readable
+
+STUCK_AFTER = 3  # tries
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,3 +201,12 @@ def _queue_row(row: Row[Any]) -> QueueRow:
         owner_name_km=row.name_km,
         reasons=tuple((r["id"], r["reason_en"], r["reason_km"]) for r in record["fired"]),
     )
+
+
+def stuck_pages(session: Session, viewer: Viewer) -> bool:
+    """Return whether a text to people on duty, about a case that `viewer` may see, has failed several times."""
+    stuck = and_(
+        col(OutboxJob.kind) == RING, col(OutboxJob.state) == JobState.WAITING, col(OutboxJob.attempts) >= STUCK_AFTER
+    )
+    found = select(exists().where(stuck, col(OutboxJob.case) == col(Case.id), readable(viewer)))
+    return bool(session.scalar(found))

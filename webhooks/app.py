@@ -24,7 +24,7 @@ from webhooks.form_token import FormTokens
 from webhooks.forms import HTML, Forms
 from webhooks.pages import STATIC, Pages
 from webhooks.receiving import Receives
-from webhooks.twilio import SMS_PATH, SmsWebhook, TwilioAccount
+from webhooks.twilio import SMS_PATH, STATUS_PATH, SmsWebhook, StatusWebhook, TwilioAccount
 
 Health = Callable[[], Mapping[str, bool | str]]
 
@@ -53,10 +53,12 @@ def create_app(
     alarms = Alarms(notice)
     pages = Pages(settings.emergency_numbers)
     forms = Forms(pages, FormTokens(form_key), intake, alarms)
-    sms = SmsWebhook(twilio_account(settings), intake, alarms)
+    account = twilio_account(settings)
+    sms = SmsWebhook(account, intake, alarms)
     app = FastAPI(
         docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, lifespan=lifespan, routes=[
             Route(SMS_PATH, sms, methods=["POST"]),
+            Route(STATUS_PATH, StatusWebhook(account, intake, alarms), methods=["POST"]),
             *forms.routes(),
             *_health_routes(health, alarms),
         ]

@@ -12,6 +12,9 @@ class Receives(Protocol):
     async def receive(self, tip: IncomingTip) -> Receipt:
         """Store a tip durably, or raise Unavailable when nothing was stored."""
 
+    async def report(self, delivery: str, status: str, code: int | None, at: datetime) -> None:
+        """Keep what the provider says of a text of ours, or raise Unavailable when nothing was stored."""
+
 
 def utc_now() -> datetime:
     """Return this moment."""

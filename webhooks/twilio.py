@@ -20,6 +20,10 @@ from webhooks.receiving import Receives, utc_now
 from webhooks.signature import check, is_ours
 
 SMS_PATH = "/webhooks/twilio/sms"
+STATUS_PATH = "/webhooks/twilio/sms/status"
+STATUSES = frozenset(
+    {"accepted", "scheduled", "queued", "sending", "sent", "delivered", "read", "undelivered", "failed", "canceled"}
+)
 EMPTY_TWIML = b'<?xml version="1.0" encoding="UTF-8"?><Response/>'
 
 _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
@@ -58,40 +62,79 @@ class SmsWebhook:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take one message. Twilio may deliver it more than once, and at once."""
-        message = await receive()
-        try:
-            tip = self._verified(scope, message)
-        except Exception as fault:  # noqa: BLE001 - whatever it was, it is not known to be signed: fail closed
-            reason = str(fault) if isinstance(fault, BadSignature) else type(fault).__name__
-            self._alarms.ring(WEBHOOK_REFUSED, reason)
+        fields = await verified(self._account, self._alarms, scope, receive)
+        if fields is None:
             await _answer(send, 403, (_NOTHING,))
             return
+        if not is_ours(fields, self._account.numbers):
+            self._alarms.ring(UNLISTED_NUMBER, "sms", delivery=fields["MessageSid"])
         try:
-            await self._intake.receive(tip)
+            await self._intake.receive(incoming_sms(fields, self._now()))
         except Unavailable:
             self._alarms.ring(TIP_NOT_STORED, "sms")
             await _answer(send, 503, (_NOTHING, (b"retry-after", RETRY_AFTER)))
             return
         await _answer(send, 200, _TAKEN, EMPTY_TWIML)
 
-    def _verified(self, scope: Scope, message: Message) -> IncomingTip:
-        account = self._account
-        if message["type"] != "http.request" or message.get("more_body", False):
-            raise BadSignature("no whole body")  # admission gives it in one piece
-        raw_path = scope.get("raw_path") or scope["path"].encode()
-        fields = check(
-            message.get("body", b""),
-            scope["headers"],
-            raw_path.decode("ascii"),
-            scope["query_string"],
-            public_urls=account.public_urls,
-            tokens=account.tokens,
-            account_sid=account.account_sid,
-        )
-        self._alarms.good_signature()
-        if not is_ours(fields, account.numbers):
-            self._alarms.ring(UNLISTED_NUMBER, "sms", delivery=fields["MessageSid"])
-        return incoming_sms(fields, self._now())
+
+class StatusWebhook:
+    """``POST /webhooks/twilio/sms/status``: how far a text of ours came (twilio.md section 5).
+
+    Statuses come late, twice and in any order; each is kept once, and the worker takes it to the text it is about.
+    """
+
+    def __init__(
+        self, account: TwilioAccount, intake: Receives, alarms: Alarms, *, now: Callable[[], datetime] = utc_now
+    ) -> None:
+        """Take what is signed for `account`, and give it to `intake`."""
+        self._alarms = alarms
+        self._account = account
+        self._intake = intake
+        self._now = now
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take one status."""
+        fields = await verified(self._account, self._alarms, scope, receive)
+        if fields is None:
+            await _answer(send, 403, (_NOTHING,))
+            return
+        status = fields["MessageStatus"]
+        if status in STATUSES:
+            code = _code(fields.get("ErrorCode", ""))
+            try:
+                await self._intake.report(fields["MessageSid"], status, code, self._now())
+            except Unavailable:
+                await _answer(send, 503, (_NOTHING, (b"retry-after", RETRY_AFTER)))
+                return
+        await _answer(send, 204, ())
+
+
+async def verified(account: TwilioAccount, alarms: Alarms, scope: Scope, receive: Receive) -> dict[str, str] | None:
+    """Return the fields of a webhook that Twilio signed, or None for anything else, after ringing an alarm."""
+    message = await receive()
+    try:
+        fields = _check(account, scope, message)
+    except Exception as fault:  # noqa: BLE001 - whatever it was, it is not known to be signed: fail closed
+        reason = str(fault) if isinstance(fault, BadSignature) else type(fault).__name__
+        alarms.ring(WEBHOOK_REFUSED, reason)
+        return None
+    alarms.good_signature()
+    return fields
+
+
+def _check(account: TwilioAccount, scope: Scope, message: Message) -> dict[str, str]:
+    if message["type"] != "http.request" or message.get("more_body", False):
+        raise BadSignature("no whole body")  # admission gives it in one piece
+    raw_path = scope.get("raw_path") or scope["path"].encode()
+    return check(
+        message.get("body", b""),
+        scope["headers"],
+        raw_path.decode("ascii"),
+        scope["query_string"],
+        public_urls=account.public_urls,
+        tokens=account.tokens,
+        account_sid=account.account_sid,
+    )
 
 
 def incoming_sms(fields: dict[str, str], received_at: datetime) -> IncomingTip:
@@ -112,6 +155,11 @@ def sender_of(typed: str) -> str | None:
     """Return the number that can be answered, E.164, or None for hidden callers, short codes and names."""
     number = typed.removeprefix("whatsapp:")
     return number if _E164.fullmatch(number) and number not in _HIDDEN else None
+
+
+def _code(digits: str) -> int | None:
+    """Return the number of an error of Twilio's, which has five digits."""
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 7 else None
 
 
 def _count(digits: str) -> int:

@@ -3,6 +3,7 @@
 Apart from `members`, so that the staff app can be kept from reaching it.
 """
 
+from collections.abc import Mapping
 from uuid import UUID
 
 from service.errors import CannotOpen
@@ -20,6 +21,12 @@ def new_contact(relay_public: bytes, relay_generation: int, contact: UUID, e164:
     key = boxes.random_bytes()
     number = boxes.aead_seal(key, e164.encode("ascii"), context_of("contact", contact))
     return boxes.seal(relay_public, context_of("contact", contact, relay_generation), key), number
+
+
+def contact_row(row: Mapping[str, object]) -> dict[str, object]:
+    """Return the fixed columns of a ``contact`` row, for its tag (keys.md section 3)."""
+    names = ("id", "pseudonym", "epoch", "relay_generation", "key_sealed", "number_sealed")
+    return {"table": "contact", **{name: row[name] for name in names}}
 
 
 def open_contact(

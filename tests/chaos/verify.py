@@ -19,7 +19,7 @@ from sqlmodel import Session
 from service.cases import case_key_row
 from service.ceremony import Founding
 from service.db import Sessions
-from service.draft import job_row
+from service.outbox import fixed_columns
 from service.errors import CannotOpen
 from service.ledger import events as ledger
 from service.ledger.events import EventType
@@ -273,7 +273,7 @@ def check_cases(rows: Rows, founding: Founding, privates: Mapping[tuple[UUID, in
         if case["walled"] and (case["flags"], case["province"], case["venue"]) != (None, None, None):
             found.wrong.append(f"{where}: is behind the wall and shows what it is about")
     for job in rows.jobs:
-        if job["row_tag"] != boxes.row_tag(founding.row_key, job_row(job)):
+        if job["row_tag"] != boxes.row_tag(founding.row_key, fixed_columns(job)):
             found.wrong.append(f"job {job['key']}: has another's tag")
 
 

@@ -81,7 +81,7 @@ def test_a_missing_secret_names_its_setting(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [n for n in Settings.model_fields if "key" in n or "token" in n or "pepper" in n])
 def test_secrets_have_no_setting_but_a_file(name: str) -> None:
-    assert name.endswith(("_file", "_epoch", "vkey")), "a value in the environment is inherited by children"
+    assert name.endswith(("_file", "_epoch", "vkey", "_sid")), "a value in the environment is inherited by children"
 
 
 def test_settings_come_from_a_file_under_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +209,7 @@ def test_metrics_count_by_level_and_tell_what_waits(sessions: Sessions) -> None:
     found = scrape(sessions)
     assert found["hotline_database_up"] == 1
     assert found["hotline_cases_openP1"] == 1
-    assert found["hotline_outbox_waiting"] == 2
+    assert found["hotline_outboxwaiting"] == 2
     assert found["hotline_ledger_pending"] > 3
     assert "hotline_seconds_sincetwilio_signature_good" in found
 

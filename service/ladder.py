@@ -1,0 +1,152 @@
+"""Who is told of a case, and who next when nobody claims it (casework.md section 3, the ladder; DESIGN section 4).
+
+Telling somebody is a text without content to the numbers of the duty list: "open the queue". Each step of a clock is
+taken once, in one transaction with its event and its outbox rows, whoever takes it and however late.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from uuid import UUID
+
+import structlog
+from sqlalchemy import select, update
+from sqlmodel import Session, col
+
+from service import outbox
+from service.cases import change, state_class
+from service.clocks import RUNNING, Step, step_at
+from service.db import Sessions, Tx, write
+from service.errors import CannotOpen
+from service.ledger.events import SYSTEM, EventType, Ledger, NewEvent
+from service.models import Case, CaseSeal, Clock, JobState, OutboxJob, State
+from service.vault.cards import Cards, UnitKind
+
+log = structlog.get_logger("ladder")
+
+RING_WITHIN = timedelta(hours=1)  # after that the next steps have long told others
+SUPERVISOR = "/supervisor"
+STAFF_LANGUAGE = "km"
+BATCH = 20  # in one transaction, which intake waits for on SQLite
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is on duty: "UNIT" or "UNIT/supervisor" to numbers, and what it takes to write that they were told."""
+
+    ledger: Ledger
+    row_key: bytes = field(repr=False)
+    cards: Cards
+    duty: Mapping[str, Sequence[str]] = field(repr=False)
+
+
+def answer_pages(sessions: Sessions, watch: Watch, now: datetime) -> int:
+    """Tell whoever is on duty for each case that asks for it now, and return how many asked. Safe to run at once."""
+    return write(sessions, partial(_answer, watch=watch, now=now))
+
+
+def _answer(tx: Tx, *, watch: Watch, now: datetime) -> int:
+    pages = outbox.take(tx, [outbox.PAGE], now, limit=BATCH)
+    for page in pages:
+        case = tx.get(Case, page.case)
+        try:
+            outbox.check_tag(watch.row_key, page)
+        except CannotOpen:
+            log.error("outbox_row_is_not_ours", kind=page.kind)
+            case = None
+        if case is None:
+            outbox.settle(tx, [page.id], JobState.FAILED, now)
+            continue
+        # A first page that comes late, after somebody has claimed the case, has nothing left to ask for.
+        claimed = case.state != State.OPEN and page.key == f"{outbox.PAGE}:{case.id.hex}"
+        outbox.settle(tx, [page.id], JobState.DROPPED if claimed else JobState.DONE, now)
+        if not claimed:
+            _tell(tx, watch, case, page.key, 0, now)
+    return len(pages)
+
+
+def climb(sessions: Sessions, watch: Watch, now: datetime) -> int:
+    """Take every step of a ladder whose time has come, each once, and return how many. Safe to run at once."""
+    with sessions.read() as session:
+        due = session.execute(
+            select(col(Clock.id), col(Clock.step))
+            .where(RUNNING, col(Clock.next_at).is_not(None), col(Clock.next_at) <= now)
+            .order_by(col(Clock.next_at))
+            .limit(BATCH)
+        ).all()
+    return sum(write(sessions, partial(_step, watch=watch, clock_id=c, step=s, now=now)) for c, s in due)
+
+
+def _step(tx: Tx, *, watch: Watch, clock_id: UUID, step: int, now: datetime) -> bool:
+    """Take one step if nobody else has taken it, and nobody has met the clock."""
+    clock = tx.get(Clock, clock_id)
+    if clock is None:
+        return False
+    after = step_at(step + 1, clock.due_at, clock.span or 0)
+    moved = tx.execute(
+        update(Clock)
+        .where(col(Clock.id) == clock_id, col(Clock.step) == step, col(Clock.next_at) <= now, RUNNING)
+        .values(step=step + 1, next_at=after)
+        .execution_options(synchronize_session=False)
+    )
+    case = tx.get(Case, clock.case)
+    if moved.rowcount != 1 or case is None:  # type: ignore[attr-defined]
+        return False
+    _tell(tx, watch, case, f"{clock.kind}:{clock.id.hex}:{step}", step, now)
+    return True
+
+
+def _tell(tx: Tx, watch: Watch, case: Case, about: str, step: int, now: datetime) -> None:
+    """Write the outbox rows and the event of one step."""
+    told = on_duty(tx, watch, case, step)
+    rows = [
+        outbox.job(
+            watch.row_key,
+            outbox.RING,
+            f"{about}:{post}#{number}",
+            case=case.id,
+            duty=f"{post}#{number}",
+            language=STAFF_LANGUAGE,
+            now=now,
+            within=RING_WITHIN,
+        )
+        for post in told
+        for number in range(len(watch.duty[post]))
+    ]
+    if not rows:
+        log.error("nobody_on_duty")
+        nobody = outbox.job(
+            watch.row_key, outbox.RING, about, case=case.id, language=STAFF_LANGUAGE, now=now, within=RING_WITHIN
+        )
+        rows = [nobody | {"state": JobState.FAILED, "done_at": now}]
+    tx.insert(OutboxJob, rows)
+    what = EventType.CLOCK_LAPSED if step == Step.LAPSED else EventType.CLOCK_ESCALATED
+    fields = {"step": step, "told": told}
+    change(tx, watch.ledger, case, [NewEvent(what, now, SYSTEM, state_class(case.state), case.due_at, fields)])
+
+
+def on_duty(session: Session, watch: Watch, case: Case, step: int) -> list[str]:
+    """Return the posts of the duty list that are told at `step`. Where nobody is on duty, the next step's are.
+
+    Nobody is told of a case behind the wall who holds no seal of it.
+    """
+    for later in range(step, Step.EVERY_OVERSIGHT + 1):
+        posts = [post for post in _posts(session, watch, case, later) if watch.duty.get(post)]
+        if posts:
+            return posts
+    return []
+
+
+def _posts(session: Session, watch: Watch, case: Case, step: int) -> list[str]:
+    if step < Step.LAPSED:
+        return [case.unit]
+    if step == Step.LAPSED:
+        return [case.unit + SUPERVISOR, case.unit]
+    if step == Step.OVERSIGHT:
+        return [case.oversight]
+    every = [card.unit for card in watch.cards.of_kind(UnitKind.OVERSIGHT)]
+    if not case.walled:
+        return every
+    holders = set(session.scalars(select(col(CaseSeal.unit)).where(col(CaseSeal.case) == case.id)).all())
+    return [unit for unit in every if unit in holders]

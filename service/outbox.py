@@ -1,0 +1,200 @@
+"""Work to be done after the commit that asked for it: outbox rows, done once under their own key.
+
+A row is written in the transaction of what it is about, tagged so that nobody with the database alone can have a text
+sent (keys.md section 3). Several workers take rows at once; one that dies while sending leaves a row of which nobody
+knows whether it was sent, and such a row is looked for at the provider and never sent again (twilio.md section 5).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import Table, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlmodel import Session, col
+
+from service.cases import change, find, state_class
+from service.db import Tx
+from service.errors import NotFound
+from service.ledger.events import EventType, Ledger, NewEvent
+from service.models import Case, JobState, OutboxJob, ProviderReport
+from service.vault import boxes
+from service.walls import Viewer, readable
+
+ACKNOWLEDGE = "acknowledge"  # one neutral text to a tipster
+PAGE = "page"  # tell whoever is on duty for a case: becomes a ring for each number
+RING = "ring"  # one text to one number on duty
+
+LEASE = timedelta(seconds=90)  # longer than the provider's client waits, so that two never send one row
+LOOKING = timedelta(minutes=10)  # for how long an unclear row is looked for (twilio.md section 5)
+NEEDS_A_PERSON = (JobState.FAILED, JobState.UNKNOWN)
+
+
+def job(
+    row_key: bytes,
+    kind: str,
+    about: str,
+    *,
+    case: UUID | None = None,
+    contact: UUID | None = None,
+    duty: str | None = None,
+    language: str,
+    now: datetime,
+    within: timedelta,
+) -> dict[str, Any]:
+    """Return an outbox row that asks for `kind`, tagged. about: makes its key, under which it is done once.
+
+    within: for how long it is worth doing.
+    """
+    row: dict[str, Any] = {
+        "id": uuid4(),
+        "key": f"{kind}:{about}",
+        "kind": kind,
+        "case": case,
+        "contact": contact,
+        "duty": duty,
+    }
+    tag = boxes.row_tag(row_key, fixed_columns(row))
+    state = {
+        "language": language,
+        "state": JobState.WAITING,
+        "attempts": 0,
+        "not_before": now,
+        "expires_at": now + within,
+    }
+    return row | state | {"row_tag": tag}
+
+
+def retagged(row_key: bytes, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `row`, of which a fixed column was changed before it was written, with its tag."""
+    return {**row, "row_tag": boxes.row_tag(row_key, fixed_columns(row))}
+
+
+def fixed_columns(row: Mapping[str, Any]) -> dict[str, object]:
+    """Return the columns of an outbox row that its tag is over: nobody else may have texts sent."""
+    fixed = {"table": "outbox", **{name: row[name] for name in ("id", "key", "kind", "case", "contact")}}
+    return fixed if row.get("duty") is None else {**fixed, "duty": row["duty"]}
+
+
+def check_tag(row_key: bytes, row: OutboxJob) -> None:
+    """Return if the row carries our tag. Raises CannotOpen for a planted one."""
+    boxes.check_row_tag(row_key, fixed_columns(row.model_dump()), row.row_tag)
+
+
+# --- the worker's side ----------------------------------------------------------------------------------
+
+
+def take(tx: Tx, kinds: Iterable[str], now: datetime, *, limit: int) -> list[OutboxJob]:
+    """Return waiting rows whose time has come, oldest first, as taken by the caller for `LEASE`.
+
+    Two callers never get the same row. What is not settled until the lease ends counts as perhaps sent.
+    """
+    waiting = (
+        select(OutboxJob)
+        .where(col(OutboxJob.state) == JobState.WAITING, col(OutboxJob.not_before) <= now)
+        .where(col(OutboxJob.kind).in_(list(kinds)))
+        .order_by(col(OutboxJob.not_before), col(OutboxJob.id))
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    taken = list(tx.scalars(waiting).all())
+    for row in taken:
+        row.state, row.attempts = JobState.SENDING, row.attempts + 1
+        row.tried_at, row.until = now, now + LEASE
+    tx.flush()
+    return taken
+
+
+def put_back(tx: Tx, ids: Sequence[UUID], at: datetime) -> None:
+    """Let rows wait until `at`: what they ask for was certainly not done."""
+    _settle(tx, ids, {"state": JobState.WAITING, "not_before": at, "until": None, "joined": None})
+
+
+def look_for(tx: Tx, ids: Sequence[UUID], now: datetime) -> None:
+    """Have rows looked for at the provider: what they ask for may have been done."""
+    _settle(tx, ids, {"state": JobState.CHECKING, "not_before": now, "until": now + LOOKING})
+
+
+def settle(
+    tx: Tx, ids: Sequence[UUID], state: JobState, now: datetime, *, sid: bytes | None = None, code: int | None = None
+) -> bool:
+    """End rows that were sending or looked for; return whether the first of them was still to be ended.
+
+    sid: the provider's id as a keyed name, kept with the first row; the others say that they went with it.
+    """
+    first = _settle(tx, ids[:1], {"state": state, "done_at": now, "until": None, "sid": sid, "code": code})
+    _settle(tx, ids[1:], {"state": state, "done_at": now, "until": None, "joined": ids[0], "code": code})
+    return first == 1
+
+
+def _settle(tx: Tx, ids: Sequence[UUID], values: Mapping[str, Any]) -> int:
+    if not ids:
+        return 0
+    unsettled = col(OutboxJob.state).in_([JobState.SENDING, JobState.CHECKING])
+    done = tx.execute(
+        update(OutboxJob)
+        .where(col(OutboxJob.id).in_(ids), unsettled)
+        .values(**values)
+        .execution_options(synchronize_session=False)
+    )
+    return int(done.rowcount)  # type: ignore[attr-defined]
+
+
+def leave_to_checking(tx: Tx, now: datetime) -> int:
+    """Have every row looked for whose sender died with it, and return how many."""
+    died = tx.execute(
+        update(OutboxJob)
+        .where(col(OutboxJob.state) == JobState.SENDING, col(OutboxJob.until) < now)
+        .values(state=JobState.CHECKING, not_before=now, until=now + LOOKING)
+        .execution_options(synchronize_session=False)
+    )
+    return int(died.rowcount)  # type: ignore[attr-defined]
+
+
+# --- the provider's side -------------------------------------------------------------------------------
+
+
+def report(tx: Tx, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Keep what the provider told of texts of ours (`ProviderReport`); told again it changes nothing."""
+    dialect = postgresql if tx.connection().dialect.name == "postgresql" else sqlite
+    table: Table = ProviderReport.__table__  # type: ignore[attr-defined]
+    tx.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
+
+
+# --- the staff's side -----------------------------------------------------------------------------------
+
+
+def texts_of(session: Session, case: Case) -> Sequence[OutboxJob]:
+    """Return what was to be sent about a case, oldest first: acknowledgements, and texts to people on duty."""
+    wanted = col(OutboxJob.kind).in_([ACKNOWLEDGE, RING])
+    return session.scalars(
+        select(OutboxJob).where(col(OutboxJob.case) == case.id, wanted).order_by(col(OutboxJob.expires_at))
+    ).all()
+
+
+def unseen(session: Session, viewer: Viewer) -> Sequence[UUID]:
+    """Return the cases that `viewer` may see with a text of which nobody knows whether it arrived, or that did not."""
+    return session.scalars(
+        select(col(Case.id))
+        .join(OutboxJob, col(OutboxJob.case) == col(Case.id))
+        .where(col(OutboxJob.state).in_(NEEDS_A_PERSON), col(OutboxJob.seen_by).is_(None), readable(viewer))
+        .distinct()
+    ).all()
+
+
+def see(tx: Tx, ledger: Ledger, viewer: Viewer, case_id: UUID, job_id: UUID, now: datetime) -> None:
+    """Note that `viewer` has seen a text that did not arrive, or may not have. Raises NoSuchCase, NotFound."""
+    case = find(tx, viewer, case_id)
+    row = tx.scalars(
+        select(OutboxJob).where(col(OutboxJob.id) == job_id, col(OutboxJob.case) == case.id).with_for_update()
+    ).one_or_none()
+    if row is None or row.state not in NEEDS_A_PERSON:
+        raise NotFound("There is no such text.")
+    if row.seen_by is not None:
+        return
+    row.seen_by = viewer.member
+    tx.flush()
+    fields = {"kind": row.kind, "outcome": row.state}
+    event = NewEvent(EventType.REPLY_SEEN, now, viewer.actor, state_class(case.state), case.due_at, fields)
+    change(tx, ledger, case, [event])

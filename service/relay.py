@@ -1,0 +1,340 @@
+"""The relay: the only part that can open a phone number (DESIGN section 1; keys.md sections 2 and 6.4).
+
+It sends the neutral acknowledgement to a tipster, once and only when it is safe (twilio.md section 5), and texts to
+people on duty. It knows no provider: a `Carrier` takes number and words. What may have been sent is never sent again.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Protocol
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import structlog
+from sqlalchemy import select
+from sqlmodel import col
+
+from service import outbox
+from service.cases import change, state_class
+from service.db import Sessions, Tx, write
+from service.errors import CannotOpen, CarrierFault, NotSent, Refused
+from service.ladder import RING_WITHIN
+from service.ledger.events import SYSTEM, EventType, Ledger, NewEvent
+from service.logs import place
+from service.models import Case, Contact, JobState, OutboxJob, ProviderReport
+from service.vault import boxes
+from service.vault.contacts import contact_row, open_contact
+
+log = structlog.get_logger("relay")
+
+OPTED_OUT = 21610  # Twilio's word for "this number has asked for no more texts"
+QUIET = timedelta(seconds=60)  # never twice within this (twilio.md section 5)
+LOOK_EVERY = timedelta(seconds=15)
+LONGEST_PAUSE = 300.0  # seconds between two tries (twilio.md section 5: 1 s to 5 min)
+FINAL = (JobState.DONE, JobState.DROPPED, JobState.FAILED, JobState.UNKNOWN)
+BATCH = 20
+PHNOM_PENH = ZoneInfo("Asia/Phnom_Penh")
+
+# Words on a phone that somebody else may hold: no name of a service, no link, nothing that explains itself. Drafts,
+# not reviewed by native speakers. A Khmer text has at most 67 units (twilio.md section 5), as do these all.
+ACKNOWLEDGEMENTS: Mapping[str, str] = {
+    "km": "ទទួលបានសារហើយ។ សូមអរគុណ។",
+    "en": "Message received. Thank you.",
+    "zh": "信息已收到。谢谢。",
+    "ko": "메시지를 받았습니다. 감사합니다.",
+    "fr": "Message reçu. Merci.",
+    "vi": "Đã nhận tin nhắn. Cảm ơn.",
+    "th": "ได้รับข้อความแล้ว ขอบคุณ",
+    "ja": "メッセージを受け取りました。ありがとうございます。",
+    "ru": "Сообщение получено. Спасибо.",
+    "de": "Nachricht erhalten. Danke.",
+}
+RING_WORDS = "សូមបើកបញ្ជី។ Please open the queue. {time}"
+
+_REPORTS = {"accepted": 0, "scheduled": 0, "queued": 1, "sending": 2, "sent": 3, "delivered": 4, "read": 5}
+_LOST = {"undelivered": 4, "failed": 4, "canceled": 4}
+
+
+class Carrier(Protocol):
+    """A provider that takes texts."""
+
+    name: str
+
+    def send(self, to: str, text: str) -> str:
+        """Send one text and return the provider's id of it. Raises NotSent, Refused or Unclear."""
+
+    def find(self, to: str, text: str, since: datetime) -> list[str]:
+        """Return the ids of texts with these words to this number, sent at or after `since`. Raises CarrierFault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """One text to one number, for one or more outbox rows. Number and words never leave this process but to send."""
+
+    jobs: tuple[UUID, ...]
+    since: datetime
+    to: str = field(repr=False)
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Relay:
+    """What the worker holds to send texts.
+
+    privates: the relay's private keys by generation. duty: numbers by post. now: the worker's time.
+    """
+
+    sessions: Sessions
+    ledger: Ledger
+    carrier: Carrier
+    row_key: bytes = field(repr=False)
+    privates: Mapping[int, bytes] = field(repr=False)
+    duty: Mapping[str, Sequence[str]] = field(repr=False)
+    now: Callable[[], datetime]
+
+    def send_due(self, pool: Executor) -> int:
+        """Send what waits and may be sent now, a few at once, and return how many rows were taken."""
+        taken, errands = write(self.sessions, partial(self._take, now=self.now()))
+        list(pool.map(self._send, errands))
+        return taken
+
+    # --- deciding, in one transaction with taking the row ---
+
+    def _take(self, tx: Tx, *, now: datetime) -> tuple[int, list[Errand]]:
+        rows = outbox.take(tx, [outbox.ACKNOWLEDGE, outbox.RING], now, limit=BATCH)
+        errands: dict[str, Errand] = {}
+        for row in rows:
+            errand = self._errand(tx, row)
+            if errand is None:
+                outbox.settle(tx, [row.id], JobState.FAILED, now)
+            elif row.expires_at < now:
+                self._end(tx, row, JobState.DROPPED if row.kind == outbox.ACKNOWLEDGE else JobState.FAILED, now)
+            elif row.kind == outbox.RING:
+                # Many urgent tips at once must not make a phone on duty useless: what waits for it goes in one text.
+                first = errands.setdefault(errand.to, errand)
+                if first is not errand:
+                    row.joined = first.jobs[0]
+                    errands[errand.to] = replace(first, jobs=(*first.jobs, row.id))
+            elif self._may_answer(tx, row, now):
+                errands[row.key] = errand
+        tx.flush()
+        return len(rows), list(errands.values())
+
+    def _may_answer(self, tx: Tx, row: OutboxJob, now: datetime) -> bool:
+        """Return whether the tipster may get this text now; if so the contact is quiet from here on."""
+        contact = tx.scalars(select(Contact).where(col(Contact.id) == row.contact).with_for_update()).one()
+        if contact.opted_out_at is not None:
+            outbox.settle(tx, [row.id], JobState.DROPPED, now)
+            return False
+        if contact.quiet_until is not None and contact.quiet_until > now:
+            outbox.put_back(tx, [row.id], contact.quiet_until)
+            return False
+        # To the full minute: the row must not tell when exactly somebody wrote.
+        contact.quiet_until = (now + QUIET).replace(second=0, microsecond=0) + timedelta(minutes=1)
+        tx.flush()
+        return True
+
+    def _errand(self, tx: Tx, row: OutboxJob) -> Errand | None:
+        """Return number and words of a row, or None for a row that is not ours or whose number is gone."""
+        try:
+            outbox.check_tag(self.row_key, row)
+            to, text = self._post(row) if row.kind == outbox.RING else self._tipster(tx, row)
+        except CannotOpen:
+            log.error("outbox_row_is_not_ours", kind=row.kind)
+            return None
+        if to is None:
+            return None
+        return Errand((row.id,), row.tried_at or self.now(), to, text)
+
+    def _tipster(self, tx: Tx, row: OutboxJob) -> tuple[str | None, str]:
+        contact = tx.get(Contact, row.contact) if row.contact else None
+        if contact is None or contact.key_sealed is None or contact.number_sealed is None:
+            return None, ""
+        boxes.check_row_tag(self.row_key, contact_row(contact.model_dump()), contact.row_tag)
+        private = self.privates.get(contact.relay_generation)
+        if private is None:
+            raise CannotOpen("the relay's key of that generation is not here")
+        number = open_contact(private, contact.relay_generation, contact.id, contact.key_sealed, contact.number_sealed)
+        return number, ACKNOWLEDGEMENTS.get(row.language, ACKNOWLEDGEMENTS["km"])
+
+    def _post(self, row: OutboxJob) -> tuple[str | None, str]:
+        post, _, number = (row.duty or "").rpartition("#")
+        numbers = self.duty.get(post, ())
+        asked_at = (row.expires_at - RING_WITHIN).astimezone(PHNOM_PENH)
+        to = numbers[int(number)] if number.isdigit() and int(number) < len(numbers) else None
+        return to, RING_WORDS.format(time=f"{asked_at:%H:%M}")
+
+    # --- sending, outside any transaction ---
+
+    def _send(self, errand: Errand) -> None:
+        """Send one text and write what came of it. A crash in between leaves a row that is looked for."""
+        try:
+            sid = self.carrier.send(errand.to, errand.text)
+        except NotSent as fault:
+            self._write(self._try_again, errand, after=fault.after)
+        except Refused as fault:
+            self._write(self._refused, errand, code=fault.code)
+        except Exception as fault:  # noqa: BLE001 - whatever it was, the text may have left: never again
+            if not isinstance(fault, CarrierFault):
+                log.error("carrier_failed", error=type(fault).__name__, place=place(fault))
+            self._write(self._unclear, errand)
+        else:
+            self._write(self._sent, errand, sid=sid)
+
+    def _write(self, what: Callable[..., None], errand: Errand, **more: object) -> None:
+        write(self.sessions, partial(what, errand=errand, now=self.now(), **more))
+
+    def _try_again(self, tx: Tx, *, errand: Errand, now: datetime, after: float | None) -> None:
+        for row in self._rows(tx, errand):
+            pause = min(LONGEST_PAUSE, max(after or 0.0, 2.0 ** min(row.attempts - 1, 9)))
+            at = now + timedelta(seconds=pause * random.uniform(0.75, 1.25))  # noqa: S311 - jitter
+            if at < row.expires_at:
+                outbox.put_back(tx, [row.id], at)
+            else:
+                self._end(tx, row, JobState.DROPPED if row.kind == outbox.ACKNOWLEDGE else JobState.FAILED, now)
+            if row.contact is not None:
+                tx.get_one(Contact, row.contact).quiet_until = None
+
+    def _refused(self, tx: Tx, *, errand: Errand, now: datetime, code: int) -> None:
+        for row in self._rows(tx, errand):
+            self._lost(tx, row, code, now)
+
+    def _unclear(self, tx: Tx, *, errand: Errand, now: datetime) -> None:
+        outbox.look_for(tx, errand.jobs, now)
+
+    def _sent(self, tx: Tx, *, errand: Errand, now: datetime, sid: str) -> None:
+        first, *others = self._rows(tx, errand)
+        name = boxes.provider_name(self.row_key, sid)
+        if outbox.settle(tx, [first.id, *(row.id for row in others)], JobState.DONE, now, sid=name):
+            self._tell(tx, first, EventType.REPLY_SENT, now)
+
+    @staticmethod
+    def _rows(tx: Tx, errand: Errand) -> list[OutboxJob]:
+        rows = {row.id: row for row in tx.scalars(select(OutboxJob).where(col(OutboxJob.id).in_(errand.jobs))).all()}
+        return [rows[job] for job in errand.jobs]
+
+    # --- what came of it ---
+
+    def look_for_unclear(self) -> int:
+        """Look at the provider's list for what may have been sent, and return how many rows were settled.
+
+        Found: done. Not found until the time for looking is over: unknown, and a person decides.
+        """
+        now = self.now()
+        write(self.sessions, partial(outbox.leave_to_checking, now=now))
+        with self.sessions.read() as session:
+            waiting = session.scalars(
+                select(col(OutboxJob.id))
+                .where(col(OutboxJob.state) == JobState.CHECKING, col(OutboxJob.not_before) <= now)
+                .order_by(col(OutboxJob.tried_at))
+                .limit(10 * BATCH)
+            ).all()
+        return sum(self._look(job) for job in waiting)
+
+    def _look(self, job: UUID) -> bool:
+        errand = write(self.sessions, partial(self._claim_look, job=job, now=self.now()))
+        if errand is None:
+            return False
+        try:
+            found = self.carrier.find(errand.to, errand.text, errand.since)
+        except CarrierFault:
+            found = []
+        return write(self.sessions, partial(self._looked, errand=errand, found=found, now=self.now()))
+
+    def _claim_look(self, tx: Tx, *, job: UUID, now: datetime) -> Errand | None:
+        row = tx.scalars(
+            select(OutboxJob)
+            .where(col(OutboxJob.id) == job, col(OutboxJob.state) == JobState.CHECKING)
+            .where(col(OutboxJob.not_before) <= now)
+            .with_for_update(skip_locked=True)
+        ).one_or_none()
+        if row is None:
+            return None
+        row.not_before = now + LOOK_EVERY
+        if row.joined is not None:
+            first = tx.get_one(OutboxJob, row.joined)
+            if first.state in FINAL:
+                outbox.settle(tx, [row.id], JobState(first.state), now)
+            tx.flush()
+            return None
+        errand = self._errand(tx, row)
+        if errand is None:
+            self._end(tx, row, JobState.UNKNOWN, now)
+        tx.flush()
+        return errand
+
+    def _looked(self, tx: Tx, *, errand: Errand, found: Sequence[str], now: datetime) -> bool:
+        row = tx.scalars(select(OutboxJob).where(col(OutboxJob.id) == errand.jobs[0]).with_for_update()).one()
+        if row.state != JobState.CHECKING:
+            return False
+        names = [boxes.provider_name(self.row_key, sid) for sid in found]
+        taken = set(tx.scalars(select(col(OutboxJob.sid)).where(col(OutboxJob.sid).in_(names))).all())
+        name = next((name for name in names if name not in taken), None)
+        if name is not None:
+            if outbox.settle(tx, [row.id], JobState.DONE, now, sid=name):
+                self._tell(tx, row, EventType.REPLY_SENT, now)
+            return True
+        if row.until is not None and now < row.until:
+            return False
+        self._end(tx, row, JobState.UNKNOWN, now)
+        return True
+
+    def take_reports(self) -> int:
+        """Bring what the provider told to the rows that it is about, and return how many reports were taken.
+
+        A state never goes back: reports come in any order (twilio.md section 5).
+        """
+        return write(self.sessions, partial(self._take_reports, now=self.now()))
+
+    def _take_reports(self, tx: Tx, *, now: datetime) -> int:
+        reports = tx.scalars(
+            select(ProviderReport).order_by(col(ProviderReport.at)).limit(10 * BATCH).with_for_update(skip_locked=True)
+        ).all()
+        taken = 0
+        for report in reports:
+            row = tx.scalars(select(OutboxJob).where(col(OutboxJob.sid) == report.sid)).one_or_none()
+            if row is None and now - report.at < outbox.LOOKING:
+                continue  # it may belong to a row whose id is not known yet
+            tx.delete(report)
+            taken += 1
+            if row is not None:
+                self._reported(tx, row, report, now)
+        tx.flush()
+        return taken
+
+    def _reported(self, tx: Tx, row: OutboxJob, report: ProviderReport, now: datetime) -> None:
+        ranks = _REPORTS | _LOST
+        if ranks.get(report.status, -1) <= ranks.get(row.report or "", -1):
+            return
+        row.report, row.code = report.status, report.code
+        tx.flush()
+        if report.status in _LOST:
+            self._lost(tx, row, report.code or 0, now)
+
+    def _lost(self, tx: Tx, row: OutboxJob, code: int, now: datetime) -> None:
+        """The provider says that a text will not arrive: because its reader wants none, or for a person to look at."""
+        unwanted = code == OPTED_OUT and row.contact is not None
+        if unwanted:
+            contact = tx.get_one(Contact, row.contact)
+            contact.opted_out_at = contact.opted_out_at or now
+        row.code = code
+        self._end(tx, row, JobState.DROPPED if unwanted else JobState.FAILED, now)
+
+    def _end(self, tx: Tx, row: OutboxJob, state: JobState, now: datetime) -> None:
+        row.state, row.done_at, row.until = state, now, None
+        tx.flush()
+        if row.kind == outbox.RING:
+            log.error("page_not_sent", status=str(state))
+        self._tell(tx, row, EventType.REPLY_FAILED, now)
+
+    def _tell(self, tx: Tx, row: OutboxJob, what: EventType, now: datetime) -> None:
+        """Append what came of an answer to a tipster. Texts to staff are told of by their ladder's own event."""
+        case = tx.get(Case, row.case) if row.case is not None and row.kind != outbox.RING else None
+        if case is None:
+            return
+        fields = {"kind": row.kind, "outcome": JobState.DONE if what == EventType.REPLY_SENT else row.state}
+        change(tx, self.ledger, case, [NewEvent(what, now, SYSTEM, state_class(case.state), case.due_at, fields)])
