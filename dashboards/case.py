@@ -15,7 +15,7 @@ from dashboards.case_file import Reader, case_values
 from dashboards.desk import Desk, InWords, OurDesk, Who, renew_claims, team, unit_names
 from dashboards.pages import render, signed_in
 from dashboards.words import Words
-from service import cases, reading, staff
+from service import cases, outbox, reading, staff
 from service.db import Tx, write
 from service.errors import InvalidForm, NoSuchCase
 from service.models import Case
@@ -33,6 +33,11 @@ def read_id(case_id: str) -> UUID:
     if not _ID.fullmatch(case_id):
         raise NoSuchCase
     return UUID(case_id)
+
+
+def read_text_id(text_id: str) -> UUID:
+    """Return the id of a text about a case."""
+    return read_id(text_id)
 
 
 CaseId = Annotated[UUID, Depends(read_id)]
@@ -140,6 +145,22 @@ def hand_on(case_id: CaseId, form: Annotated[HandOnForm, Form()], desk: OurDesk,
 
     write(desk.sessions, use_case)
     return RedirectResponse("/queue?done=handed_on", 303)
+
+
+@router.post("/texts/{text_id}")
+def see_text(
+    case_id: CaseId,
+    text_id: Annotated[UUID, Depends(read_text_id)],
+    form: Annotated[StaffForm, Form()],
+    desk: OurDesk,
+    who: Who,
+) -> Response:
+    """Note that somebody has seen a text that did not arrive, or may not have."""
+    use_case = partial(
+        outbox.see, ledger=desk.ledger, viewer=who.viewer, case_id=case_id, job_id=text_id, now=desk.clock()
+    )
+    write(desk.sessions, use_case)
+    return RedirectResponse(f"/cases/{case_id}#texts", 303)
 
 
 def _page(

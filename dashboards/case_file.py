@@ -12,6 +12,7 @@ from dashboards import terms
 from dashboards.desk import Desk
 from dashboards.marks import visible
 from dashboards.queue import flag_tags
+from dashboards.texts import texts
 from dashboards.words import Words, mark
 from service.cases import reference
 from service.ledger.events import EventType
@@ -58,6 +59,7 @@ def case_values(
         "steps": [_step(reader, step) for step in steps],
         "readings": [_reading(reader, step) for step in steps if step.type == EventType.CONTENT_OPENED],
         "accounts": None if opened is None else [_account(reader.words, account) for account in opened.accounts],
+        "texts": texts(session, reader.words, case, reader.units, reader.now),
         "claimable": may_claim(reader.viewer, case),
         "openings": [{"value": code, "label": reader.words(text)} for code, text in terms.OPENING.items()],
         "hand_on": _hand_on(desk, reader) if hand_on else None,

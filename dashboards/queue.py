@@ -15,6 +15,7 @@ from dashboards import terms
 from dashboards.desk import InWords, OurDesk, Who, renew_claims, team, unit_names
 from dashboards.gate import BY_ITSELF
 from dashboards.pages import render, signed_in
+from dashboards.texts import trouble
 from dashboards.words import Words, mark
 from service.cases import HOT_FLAGS, reference
 from service.models import Level
@@ -108,6 +109,7 @@ def show(request: Request, desk: OurDesk, who: Who, words: InWords) -> Response:
         units = unit_names(session, words)
         rows, more = read_queue(session, who.viewer, asked.wanted, now, after=asked.after, size=PAGE)
         found = counts(session, who.viewer, now)
+        wrong = trouble(session, words, who.viewer, now)
     page = render(
         request,
         "queue.html",
@@ -117,6 +119,7 @@ def show(request: Request, desk: OurDesk, who: Who, words: InWords) -> Response:
         now=words.moment(now),
         notice=words(DONE[asked.done]) if asked.done else "",
         seated=bool(who.viewer.seats),
+        trouble=wrong,
         counts=_counts(words, found, asked),
         filters=_filters(words, asked),
         set_filters=_set_filters(words, asked),

@@ -9,7 +9,8 @@ from typing import Any
 
 from dashboards.words import Words, mark
 from service.ledger.events import EventType
-from service.models import Channel, ClockKind, Level, Role, State
+from service.models import Channel, ClockKind, JobState, Level, Role, State
+from service.outbox import ACKNOWLEDGE, RING
 from service.reading import REASONS
 from service.triage import PROVINCES
 
@@ -256,6 +257,24 @@ VALUES: Mapping[str, str] = {
     "safe_to_contact.hours": mark("At some hours"),
 }
 
+TEXTS: Mapping[str, str] = {
+    ACKNOWLEDGE: mark("Neutral answer to the tipster"),
+    RING: mark("Text to people on duty"),
+}
+
+# How far a text is: states of its outbox row, then what the provider may say of it.
+OUTCOMES: Mapping[str, str] = {
+    JobState.WAITING: mark("waits to be sent"),
+    JobState.SENDING: mark("is being sent"),
+    JobState.CHECKING: mark("perhaps sent; the provider is being asked"),
+    JobState.DONE: mark("sent"),
+    JobState.DROPPED: mark("not sent, because it was too late or not wanted"),
+    JobState.FAILED: mark("did not arrive"),
+    JobState.UNKNOWN: mark("nobody knows whether it was sent; it is never sent twice"),
+    "delivered": mark("delivered"),
+    "read": mark("read"),
+}
+
 EVENTS: Mapping[str, str] = {
     EventType.CASE_OPENED: mark("Case opened"),
     EventType.CASE_CLAIMED: mark("Claimed"),
@@ -271,7 +290,12 @@ EVENTS: Mapping[str, str] = {
     EventType.ENGINE_FAILED: mark("The rules could not be applied; P1 to be safe"),
     EventType.CLOCK_SET: mark("Deadline set"),
     EventType.CLOCK_MET: mark("Deadline met"),
-    EventType.CLOCK_LAPSED: mark("Deadline passed"),
+    EventType.CLOCK_LAPSED: mark("Nobody claimed it in time; told: {told}"),
+    EventType.CLOCK_ESCALATED: mark("Told: {told}"),
+    EventType.REPLY_SENT: mark("The neutral answer was sent"),
+    EventType.REPLY_FAILED: mark("The neutral answer: {outcome}"),
+    EventType.REPLY_SEEN: mark("Seen, a text that went wrong: {outcome}"),
+    EventType.COPY_DELETED: mark("Copies at the provider deleted"),
     EventType.CONTENT_OPENED: mark("Account opened: {reason}"),
     EventType.ACCESS_DENIED: mark("Access refused"),
     EventType.SESSION_OPENED: mark("Signed in"),
@@ -318,8 +342,19 @@ def step(words: Words, kind: str, fields: Mapping[str, Any], units: Mapping[str,
         "reason": term(words, OPENING, str(fields.get("reason", ""))),
         **{name: term(words, LEVELS, str(fields.get(name, ""))) for name in ("level", "before", "after")},
     }
+    values["told"] = ", ".join(post(words, duty, units) for duty in fields.get("told", [])) or words("nobody")
+    values["outcome"] = term(words, OUTCOMES, str(fields.get("outcome", "")))
     message = EVENTS.get(kind)
     return words(message, **values) if message is not None else kind.replace(":", " ")
+
+
+def post(words: Words, duty: str | None, units: Mapping[str, str]) -> str:
+    """Return a post of the duty list in words: ``Siem Reap team, supervisor``. duty: as `OutboxJob.duty` has it."""
+    if not duty:
+        return words("nobody")
+    unit, _, role = duty.partition("#")[0].partition("/")
+    name = units.get(unit, unit)
+    return words("{unit}, supervisor", unit=name) if role == "supervisor" else name
 
 
 def notices(words: Words, codes: str | None) -> list[str]:

@@ -60,7 +60,7 @@ def routes(app: FastAPI) -> Iterator[tuple[str, str]]:
 
 def address(path: str, case: object) -> str:
     """A path with a case that exists in its place. A new kind of place must be added here."""
-    filled = path.replace("{case_id}", str(case))
+    filled = path.replace("{case_id}", str(case)).replace("{text_id}", str(case))
     assert "{" not in filled, path
     return "/static/staff.css" if filled == "/static" else filled
 
@@ -72,6 +72,7 @@ def fields_of(path: str) -> dict[str, str]:
         "/sign-out": {},
         "/cases/{case_id}/open": {"reason": "screening"},
         "/cases/{case_id}/claim": {"version": "2"},
+        "/cases/{case_id}/texts/{text_id}": {},
         "/cases/{case_id}/hand-on": {"version": "2", "unit": "siem-reap", "named": "no"},
     }[path]
 

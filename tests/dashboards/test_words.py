@@ -15,7 +15,8 @@ from dashboards import terms
 from dashboards.words import CATALOGUE, PHNOM_PENH, Language, Words, read_catalogue
 from service.cases import HOT_FLAGS
 from service.ledger.events import EventType
-from service.models import Channel, ClockKind, Level, Role, State
+from service.models import Channel, ClockKind, JobState, Level, Role, State
+from service.outbox import ACKNOWLEDGE, RING
 from service.reading import REASONS
 from service.triage import FACTS, FLAGS, PROVINCES
 
@@ -86,6 +87,8 @@ def test_the_catalogue_says_that_nobody_has_reviewed_it() -> None:
         (terms.VENUES, FACTS["venue_type"].values),
         (PROVINCES, FACTS["province"].values),
         (terms.EVENTS, EventType),
+        (terms.OUTCOMES, JobState),
+        (terms.TEXTS, [ACKNOWLEDGE, RING]),
     ],
 )
 def test_every_code_has_words(table, codes) -> None:
