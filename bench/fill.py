@@ -129,7 +129,13 @@ class History:
         over = self.now if case["state"] == State.CLOSED else None
         decision = {"case": case["id"], "number": 1, "message": None, "level": case["level"]}
         decision |= {"ruleset_hash": "0" * 64, "record": None if case["walled"] else record}
-        clock = {"case": case["id"], "due_at": case["due_at"], "set_by": "triage:decision:made", "lapsed_at": None}
+        clock = {
+            "case": case["id"],
+            "due_at": case["due_at"],
+            "set_by": "triage:decision:made",
+            "lapsed_at": None,
+            "step": 0,
+        }
         return {
             LedgerHead: [{"case": case["chain"], "seq": case["version"], "c": bits(32)}],
             Case: [dict(case)],
