@@ -21,16 +21,19 @@ from service.intake import Intake, Pepper
 from service.ledger.events import Ledger
 from service.metrics import DatabaseMetrics
 from service.schema import require_schema
-from service.triage import Triage
+from service.triage import Triage, load_ruleset
 from service.vault import boxes
 from service.vault.cards import Cards, RelayKey, check_usable, read_cards, read_relay_note
 
 log = structlog.get_logger()
 
 # keys.md section 2: what a process must not even be given. The demo runs them all under one user and says so.
+_TOKENS = ("twilio_token_file", "twilio_previous_token_file")
+_RELAY = ("relay_key_file", "relay_identity_file", "twilio_api_key_file")
 MUST_NOT_HOLD = {
-    "public": (),
-    "staff": ("twilio_token_file", "twilio_previous_token_file", "phone_pepper_file", "phone_pepper_previous_file"),
+    "public": _RELAY,
+    "staff": (*_TOKENS, *_RELAY, "phone_pepper_file", "phone_pepper_previous_file"),
+    "worker": _TOKENS,
 }
 
 
@@ -79,7 +82,7 @@ def public() -> Any:
 
     settings = settings_from_environment()
     logs.configure("public", level=settings.log_level)
-    _refuse_foreign_secrets(settings, "public")
+    refuse_foreign_secrets(settings, "public")
     row_key = read_secret(settings.row_key_file, "row_key_file", length=32)
     peppers = read_peppers(settings)
     sessions = open_ready_database(settings)
@@ -142,8 +145,9 @@ def staff() -> Any:
 
     settings = settings_from_environment()
     logs.configure("staff", level=settings.log_level)
-    _refuse_foreign_secrets(settings, "staff")
+    refuse_foreign_secrets(settings, "staff")
     row_key = read_secret(settings.row_key_file, "row_key_file", length=32)
+    ruleset = load_ruleset(settings.ruleset_file)
     sessions = open_ready_database(settings)
     cards = read_deck(settings, sessions)
     return create_app(
@@ -153,6 +157,7 @@ def staff() -> Any:
             ledger=Ledger(settings.origin, cards.monitor().public),
             cards=cards,
             row_key=row_key,
+            ruleset=ruleset,
             clock=lambda: datetime.now(UTC),
             health=lambda: _database_health(sessions),
         )
@@ -225,7 +230,8 @@ def serve_metrics(settings: Settings) -> None:
         print(f"Metrics are off: port {settings.metrics_port} is taken (HOTLINE_METRICS_PORT).", file=sys.stderr)
 
 
-def _refuse_foreign_secrets(settings: Settings, process: str) -> None:
+def refuse_foreign_secrets(settings: Settings, process: str) -> None:
+    """Refuse to start with a secret of another process's column in keys.md section 2. Raises Misconfigured."""
     if settings.demo:
         return
     held: Sequence[str] = [name for name in MUST_NOT_HOLD[process] if getattr(settings, name) is not None]

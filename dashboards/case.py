@@ -1,53 +1,31 @@
 """The page of one case. Opening the account writes who and why first; its words are in that one answer only."""
 
-import re
+from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
+from types import MappingProxyType
 from typing import Annotated, Literal
-from uuid import UUID
 
-from fastapi import APIRouter, Depends, Form, Request, Response
+from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from sqlmodel import Session
 
-from dashboards.case_file import Reader, case_values
+from dashboards.case_file import CaseFile, Reader, case_values
 from dashboards.desk import Desk, InWords, OurDesk, Who, renew_claims, team, unit_names
+from dashboards.forms import CaseId, SeenForm, StaffForm, TextId
+from dashboards.levels import level_values
 from dashboards.pages import render, signed_in
 from dashboards.words import Words
-from service import cases, outbox, reading, staff
+from service import cases, decisions, outbox, reading, staff
 from service.db import Tx, write
-from service.errors import InvalidForm, NoSuchCase
+from service.errors import InvalidForm
 from service.models import Case
 from service.reading import OpenedFile
 from service.staff import SignedIn
 from service.vault.cards import UnitKind
 
 router = APIRouter(prefix="/cases/{case_id}")
-
-_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
-
-
-def read_id(case_id: str) -> UUID:
-    """Return a case's id. One that is malformed does not exist, like any other that does not."""
-    if not _ID.fullmatch(case_id):
-        raise NoSuchCase
-    return UUID(case_id)
-
-
-def read_text_id(text_id: str) -> UUID:
-    """Return the id of a text about a case."""
-    return read_id(text_id)
-
-
-CaseId = Annotated[UUID, Depends(read_id)]
-
-
-class StaffForm(BaseModel):
-    """A form of a signed-in page; the gate has compared its token."""
-
-    model_config = ConfigDict(extra="forbid")
-    t: str
 
 
 class OpenForm(StaffForm):
@@ -57,13 +35,7 @@ class OpenForm(StaffForm):
     note: str = Field(default="", max_length=500)
 
 
-class ClaimForm(StaffForm):
-    """Which version of the case somebody saw and claims."""
-
-    version: int = Field(ge=0, le=2**31 - 1)
-
-
-class HandOnForm(ClaimForm):
+class HandOnForm(SeenForm):
     """To whom a case goes, and whether the account ties somebody to that unit."""
 
     unit: str
@@ -100,11 +72,11 @@ def open_account(
         case = cases.find(session, who.viewer, case_id)
         privates = staff.open_keys(session, desk.row_key, desk.cards, who, case).privates
         opened = reading.decrypt(session, case, privates)
-        return _page(request, session, desk, who, words, case, now, opened)
+        return _page(request, session, desk, who, words, case, now, opened, privates)
 
 
 @router.post("/claim")
-def claim(case_id: CaseId, form: Annotated[ClaimForm, Form()], desk: OurDesk, who: Who) -> Response:
+def claim(case_id: CaseId, form: Annotated[SeenForm, Form()], desk: OurDesk, who: Who) -> Response:
     """Claim a case; of two who do, one wins."""
     now = desk.clock()
     renew_claims(desk, now)
@@ -148,13 +120,7 @@ def hand_on(case_id: CaseId, form: Annotated[HandOnForm, Form()], desk: OurDesk,
 
 
 @router.post("/texts/{text_id}")
-def see_text(
-    case_id: CaseId,
-    text_id: Annotated[UUID, Depends(read_text_id)],
-    form: Annotated[StaffForm, Form()],
-    desk: OurDesk,
-    who: Who,
-) -> Response:
+def see_text(case_id: CaseId, text_id: TextId, form: Annotated[StaffForm, Form()], desk: OurDesk, who: Who) -> Response:
     """Note that somebody has seen a text that did not arrive, or may not have."""
     use_case = partial(
         outbox.see, ledger=desk.ledger, viewer=who.viewer, case_id=case_id, job_id=text_id, now=desk.clock()
@@ -172,8 +138,13 @@ def _page(
     case: Case,
     now: datetime,
     opened: OpenedFile | None = None,
+    privates: Mapping[int, bytes] = MappingProxyType({}),
 ) -> Response:
     units = unit_names(session, words)
-    values = case_values(session, desk, Reader(who.viewer, words, now, units), case, opened)
+    known = decisions.known(session, case, privates) if opened is not None or not case.walled else None
+    steps = reading.history(session, case, privates)
+    file = CaseFile(case, steps, known, opened)
+    reader = Reader(who.viewer, words, now, units)
+    values = case_values(session, desk, reader, file) | level_values(session, desk, reader, file)
     frame = signed_in(request, words, team(who, units))
     return render(request, "case.html", here=f"/cases/{case.id}", **frame, **values, page="case")

@@ -11,14 +11,14 @@ from sqlmodel import Session
 from dashboards import terms
 from dashboards.desk import Desk
 from dashboards.marks import visible
-from dashboards.queue import flag_tags
 from dashboards.texts import texts
 from dashboards.words import Words, mark
 from service.cases import reference
+from service.decisions import Known, latest_decision
 from service.ledger.events import EventType
 from service.models import Case, Member, Role, State
-from service.reading import Account, OpenedFile, Step, history, latest_decision
-from service.triage import ASKS, FACTS
+from service.reading import Account, OpenedFile, Step
+from service.triage import ASKS, FACTS, Fact, Source
 from service.vault.cards import UnitKind
 from service.walls import Viewer
 
@@ -41,21 +41,32 @@ class Reader:
     units: Mapping[str, str]
 
 
-def case_values(
-    session: Session, desk: Desk, reader: Reader, case: Case, opened: OpenedFile | None = None
-) -> dict[str, Any]:
-    """Return what the page of a case shows. opened: its words and sealed facts, for this one response."""
+@dataclass(frozen=True, slots=True, repr=False)
+class CaseFile:
+    """What a page of a case is made from. steps: its history, newest first. known: None while its facts are sealed.
+
+    opened: its words and sealed facts, for one response; None on the page without its account.
+    """
+
+    case: Case
+    steps: Sequence[Step]
+    known: Known | None
+    opened: OpenedFile | None
+
+
+def case_values(session: Session, desk: Desk, reader: Reader, file: CaseFile) -> dict[str, Any]:
+    """Return what the page of a case shows, but for what changes its level."""
+    case, steps, opened = file.case, file.steps, file.opened
     record = _record(session, case, opened)
-    steps = history(session, case)
     owner = session.get(Member, case.owner) if case.owner else None
     hand_on = opened is not None and may_hand_on(reader.viewer, case)
     return {
         "now": reader.words.stamp(reader.now),
         "case": _header(reader, case, owner, opened),
         "since": _since(reader, steps),
-        "decision": _decision(reader.words, case, record),
+        "decision": _decision(reader, file, record),
         "asks": _asks(reader.words, record),
-        "facts": None if record is None else _facts(reader, record),
+        "facts": None if file.known is None else _facts(reader, file.known, steps, (record or {}).get("asks", [])),
         "steps": [_step(reader, step) for step in steps],
         "readings": [_reading(reader, step) for step in steps if step.type == EventType.CONTENT_OPENED],
         "accounts": None if opened is None else [_account(reader.words, account) for account in opened.accounts],
@@ -97,7 +108,7 @@ def _header(reader: Reader, case: Case, owner: Member | None, opened: OpenedFile
         "version": case.version,
         "level": case.level,
         "level_words": terms.term(words, terms.LEVELS, case.level),
-        "tags": flag_tags(words, tuple(flags)),
+        "tags": terms.flag_tags(words, tuple(flags)),
         "state": terms.term(words, terms.STATES, case.state),
         "next": terms.term(words, terms.NEXT, case.due_kind),
         "left": words.left(case.due_at, reader.now),
@@ -122,20 +133,29 @@ def _since(reader: Reader, steps: Sequence[Step]) -> str:
     return reader.words("since {hour}", hour=reader.words.day_and_hour(moment, reader.now)) if moment else ""
 
 
-def _decision(words: Words, case: Case, record: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return the reasons for the level and the rules they come from."""
+def _decision(reader: Reader, file: CaseFile, record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the reasons for the level, and what the rules say now where that is less: it does not fall by itself."""
     if record is None:
         return None
-    newest = str(record.get("level", case.level))
+    words, level = reader.words, file.case.level
+    now = str(record.get("level", level))
+    raised = next((step for step in file.steps if step.type == EventType.LEVEL_RAISED and step.who is not None), None)
+    by_hand = raised is not None and now > level and raised.fields.get("after") == level
+    held = file.known.held if file.known is not None and now > level else None
     return {
-        "level_words": terms.term(words, terms.LEVELS, case.level),
-        "lower": terms.term(words, terms.LEVELS, newest) if newest > case.level else "",
-        "reasons": [
-            {"id": fired["id"], "words": words.of_two(fired["reason_en"], fired["reason_km"])}
-            for fired in record.get("fired", [])
-        ],
+        "level_words": terms.term(words, terms.LEVELS, level),
+        "by_hand": _step(reader, raised) if raised is not None and by_hand else None,
+        "held": _reasons(words, held),
+        "held_at": words.day_and_hour(datetime.fromisoformat(held["as_of"]), reader.now) if held else "",
+        "lower": terms.term(words, terms.LEVELS, now) if now > level else "",
+        "reasons": _reasons(words, record),
         "ruleset": " ".join(str(record[name]) for name in ("ruleset", "version") if record.get(name)),
     }
+
+
+def _reasons(words: Words, record: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    fired = record.get("fired", []) if record is not None else []
+    return [{"id": reason["id"], "words": words.of_two(reason["reason_en"], reason["reason_km"])} for reason in fired]
 
 
 def _asks(words: Words, record: Mapping[str, Any] | None) -> list[str]:
@@ -144,42 +164,49 @@ def _asks(words: Words, record: Mapping[str, Any] | None) -> list[str]:
     return [words.of_two(ask.en, ask.km) for ask in asks if ask is not None]
 
 
-def _facts(reader: Reader, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what is known, who said it, and what is worth asking."""
+def _facts(reader: Reader, known: Known, steps: Sequence[Step], asks: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what is known, who said it, who said otherwise, and what is worth asking."""
     words = reader.words
-    known: Mapping[str, Mapping[str, Any]] = record.get("facts", {})
     rows = [
         {
+            "name": name,
             "label": terms.term(words, terms.FACTS, name),
-            "value": terms.value(words, name, known[name].get("value")),
+            "value": terms.value(words, name, fact.value),
             "known": True,
-            "said": _said(reader, known[name]),
+            "said": _said(reader, fact, steps),
+            "otherwise": [
+                f"{terms.value(words, name, other.value)}: {_said(reader, other, steps)}"
+                for other in known.said
+                if other.name == name and other.value != fact.value
+            ],
         }
-        for name in sorted(known, key=_place)
+        for name, fact in sorted(known.standing.items(), key=lambda entry: FACTS[entry[0]].order)
         if name not in terms.COUNTED_ONLY
     ]
-    unknown = [name for name in record.get("asks", []) if name not in known]
+    unknown = {"value": words("Unknown"), "known": False, "said": words("Ask"), "otherwise": []}
     return rows + [
-        {"label": terms.term(words, terms.FACTS, name), "value": words("Unknown"), "known": False, "said": words("Ask")}
-        for name in unknown
+        {"name": name, "label": terms.term(words, terms.FACTS, name), **unknown}
+        for name in asks
+        if name not in known.standing
     ]
 
 
-def _place(name: str) -> tuple[int, str]:
-    """Return where a fact stands in the schema; one that it does not know stands last."""
-    return (FACTS[name].order if name in FACTS else len(FACTS), name)
-
-
-def _said(reader: Reader, fact: Mapping[str, Any]) -> str:
-    """Return who said a fact, and when."""
+def _said(reader: Reader, fact: Fact, steps: Sequence[Step]) -> str:
+    """Return who said a fact, and when. steps: the history, which knows who confirmed it."""
     words = reader.words
-    said = terms.term(words, terms.SOURCES, str(fact.get("source", "")))
-    if fact.get("hedged"):
+    said = terms.term(words, terms.SOURCES, fact.source)
+    if fact.source is Source.CONFIRMED:
+        who = (
+            words.of_two(step.who or "", step.who_km or "")
+            for step in steps
+            if step.type == EventType.FACTS_CONFIRMED
+            and (step.fields.get("fact"), step.fields.get("value")) == (fact.name, fact.value)
+        )
+        name = next(who, "")
+        said = words("Confirmed by {name}", name=name) if name else said
+    if fact.hedged:
         said = words("{said}, with “perhaps”", said=said)
-    if not fact.get("at"):
-        return said
-    hour = words.day_and_hour(datetime.fromisoformat(str(fact["at"])), reader.now)
-    return words("{said}, {hour}", said=said, hour=hour)
+    return words("{said}, {hour}", said=said, hour=words.day_and_hour(fact.at, reader.now)) if fact.at else said
 
 
 def _step(reader: Reader, step: Step) -> dict[str, Any]:
@@ -187,11 +214,13 @@ def _step(reader: Reader, step: Step) -> dict[str, Any]:
     return {
         "when": reader.words.day_and_hour(step.at, reader.now),
         "what": terms.step(reader.words, step.type, step.fields, reader.units),
-        "who": _who(reader.words, step),
+        "who": person(reader.words, step),
+        "why": visible(step.fields.get("reason", "")) if step.type.startswith("triage:") else "",
     }
 
 
-def _who(words: Words, step: Step) -> str:
+def person(words: Words, step: Step) -> str:
+    """Return who did it: name and role."""
     role = terms.term(words, terms.ROLES, step.role)
     name = words.of_two(step.who or "", step.who_km or "")
     return words("{name}, {role}", name=name, role=role) if name else role
@@ -199,7 +228,7 @@ def _who(words: Words, step: Step) -> str:
 
 def _reading(reader: Reader, step: Step) -> dict[str, str]:
     return {
-        "who": _who(reader.words, step),
+        "who": person(reader.words, step),
         "why": terms.term(reader.words, terms.OPENING, str(step.fields.get("reason", ""))),
         "when": reader.words.day_and_hour(step.at, reader.now),
     }

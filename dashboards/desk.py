@@ -16,8 +16,10 @@ from service.config import Settings
 from service.db import Sessions
 from service.errors import Conflict, Unavailable
 from service.ledger.events import Ledger
+from service.levels import Judge
 from service.models import Unit
 from service.staff import SignedIn
+from service.triage import Ruleset
 from service.vault.cards import Cards
 
 log = structlog.get_logger("dashboards")
@@ -27,8 +29,8 @@ log = structlog.get_logger("dashboards")
 class Desk:
     """Everything the staff app holds. It keeps nothing between two requests.
 
-    row_key: 32 bytes, the key of row tags. clock: the present moment, aware. health: a name and whether it is
-    well, for ``/health/ready``; a value that is False makes the app not ready.
+    row_key: 32 bytes, the key of row tags. ruleset: judges the facts that staff confirm. clock: the present moment,
+    aware. health: a name and whether it is well, for ``/health/ready``; a value that is False makes the app not ready.
     """
 
     settings: Settings
@@ -36,8 +38,15 @@ class Desk:
     ledger: Ledger
     cards: Cards
     row_key: bytes = field(repr=False)
+    ruleset: Ruleset
     clock: Callable[[], datetime]
     health: Callable[[], Mapping[str, Any]]
+
+    @property
+    def judge(self) -> Judge:
+        """The rules, with what it takes to write what they say."""
+        targets = self.settings.claim_targets, self.settings.act_targets
+        return Judge(self.ledger, self.cards, self.row_key, self.ruleset, *targets)
 
 
 def desk_of(request: Request) -> Desk:

@@ -46,6 +46,21 @@ REFUSALS: Mapping[type[Exception], tuple[str, str]] = {
 }
 # What the domain says when it refuses a step that these pages offer; its own words are English.
 DETAILS = (
+    mark("A closed case is opened again first."),
+    mark("An earlier case about this was closed incomplete: this one is not lowered."),
+    mark("Choose a fact and a value that fits it."),
+    mark("Choose a level above the present one."),
+    mark("Choose a level below the present one."),
+    mark("Choose the fact that changed."),
+    mark("Only the signature of oversight is missing."),
+    mark("Open the account first: what you say of it rests on having read it."),
+    mark("Say why."),
+    mark("Somebody has proposed to lower it already."),
+    mark("The rules cannot be applied now, so nothing is lowered."),
+    mark("This proposal has ended."),
+    mark("Write at least 40 characters: what changed, and how you know."),
+    mark("You have signed this already: another person must."),
+    mark("You sit in a unit of the proposer: somebody of another unit must agree."),
     mark("A case is handed on to a handling unit."),
     mark("Another unit works this case."),
     mark("Only an open case is handed on."),

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request, Response
 from dashboards import terms
 from dashboards.desk import InWords, OurDesk, Who, renew_claims, team, unit_names
 from dashboards.gate import BY_ITSELF
+from dashboards.levels import proposals
 from dashboards.pages import render, signed_in
 from dashboards.texts import trouble
 from dashboards.words import Words, mark
@@ -34,7 +35,10 @@ CLOCKS: Mapping[str, str] = {
     "hour": mark("Due in 1 hour"),
     "today": mark("Due today"),
 }
-DONE: Mapping[str, str] = {"handed_on": mark("The case was handed on. It is with another unit now.")}
+DONE: Mapping[str, str] = {
+    "handed_on": mark("The case was handed on. It is with another unit now."),
+    "walled": mark("The case is behind the wall now: integrity and oversight have it."),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,7 @@ def show(request: Request, desk: OurDesk, who: Who, words: InWords) -> Response:
         rows, more = read_queue(session, who.viewer, asked.wanted, now, after=asked.after, size=PAGE)
         found = counts(session, who.viewer, now)
         wrong = trouble(session, words, who.viewer, now)
+        proposed = proposals(session, words, who.viewer)
     page = render(
         request,
         "queue.html",
@@ -120,6 +125,7 @@ def show(request: Request, desk: OurDesk, who: Who, words: InWords) -> Response:
         notice=words(DONE[asked.done]) if asked.done else "",
         seated=bool(who.viewer.seats),
         trouble=wrong,
+        proposals=proposed,
         counts=_counts(words, found, asked),
         filters=_filters(words, asked),
         set_filters=_set_filters(words, asked),
@@ -230,12 +236,6 @@ def _row(words: Words, row: QueueRow, now: datetime) -> dict[str, Any]:
         "reference": reference(row.id),
         "province": terms.province(words, row.province) if row.province else words("Not known where"),
         "venue": terms.term(words, terms.VENUES, row.venue) if row.venue else "",
-        "flags": flag_tags(words, row.flags),
+        "flags": terms.flag_tags(words, row.flags),
         "owner": owner,
     }
-
-
-def flag_tags(words: Words, flags: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return flags in words, the three that order the queue first and marked."""
-    ordered = [flag for flag in HOT_FLAGS if flag in flags] + [flag for flag in flags if flag not in HOT_FLAGS]
-    return [{"words": terms.term(words, terms.FLAGS, flag), "hot": flag in HOT_FLAGS} for flag in ordered]

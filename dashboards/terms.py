@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from dashboards.words import Words, mark
+from service.cases import HOT_FLAGS
 from service.ledger.events import EventType
 from service.models import Channel, ClockKind, JobState, Level, Role, State
 from service.outbox import ACKNOWLEDGE, RING
 from service.reading import REASONS
+from service.triage import FACTS as SCHEMA
 from service.triage import PROVINCES
 
 LEVELS: Mapping[str, str] = {
@@ -286,7 +288,11 @@ EVENTS: Mapping[str, str] = {
     EventType.TIP_MESSAGE: mark("A further message arrived"),
     EventType.DECISION_MADE: mark("Rules decided {level}"),
     EventType.LEVEL_RAISED: mark("Level raised from {before} to {after}"),
-    EventType.LOWERING_PROPOSED: mark("The rules would lower the level; two people must agree"),
+    EventType.FACTS_CONFIRMED: mark("Fact confirmed: {fact}"),
+    EventType.LOWERING_PROPOSED: mark("Proposed to lower it from {before} to {after}; what changed: {fact}"),
+    EventType.LOWERING_APPROVED: mark("Agreed to lower it from {before} to {after}: {signed}"),
+    EventType.LOWERING_REFUSED: mark("Refused to lower it from {before} to {after}"),
+    EventType.LOWERING_LAPSED: mark("The proposal to lower it to {after} lapsed"),
     EventType.ENGINE_FAILED: mark("The rules could not be applied; P1 to be safe"),
     EventType.CLOCK_SET: mark("Deadline set"),
     EventType.CLOCK_MET: mark("Deadline met"),
@@ -334,6 +340,21 @@ def value(words: Words, fact: str, code: object) -> str:
     return term(words, VALUES, f"{fact}.{text}" if f"{fact}.{text}" in VALUES else text)
 
 
+def condition(words: Words, fact: str, code: str | int) -> str:
+    """Return a fact with a value that it might have; a number stands for all that are as urgent."""
+    said = value(words, fact, code)
+    if isinstance(code, int):
+        less = SCHEMA[fact].low_is_urgent
+        said = words("{number} or less", number=said) if less else words("{number} or more", number=said)
+    return f"{term(words, FACTS, fact)}: {said}"
+
+
+def measure(words: Words, fact: str) -> str:
+    """Return what to write a fact's number under; hours say that they are."""
+    label = term(words, FACTS, fact)
+    return words("{fact}, in hours", fact=label) if fact.endswith("_hours") else label
+
+
 def step(words: Words, kind: str, fields: Mapping[str, Any], units: Mapping[str, str]) -> str:
     """Return an event of a case in words. fields: those of its fields that stand in clear."""
     unit = str(fields.get("unit", ""))
@@ -343,9 +364,27 @@ def step(words: Words, kind: str, fields: Mapping[str, Any], units: Mapping[str,
         **{name: term(words, LEVELS, str(fields.get(name, ""))) for name in ("level", "before", "after")},
     }
     values["told"] = ", ".join(post(words, duty, units) for duty in fields.get("told", [])) or words("nobody")
+    values["fact"] = _fact(words, fields)
+    signed = fields.get("signed", False)
+    values["signed"] = words("all have signed") if signed else words("oversight must sign as well")
     values["outcome"] = term(words, OUTCOMES, str(fields.get("outcome", "")))
     message = EVENTS.get(kind)
     return words(message, **values) if message is not None else kind.replace(":", " ")
+
+
+def _fact(words: Words, fields: Mapping[str, Any]) -> str:
+    """Return the fact of an event, with its value where it has one; behind the wall both are sealed."""
+    if "fact" not in fields:
+        return words("sealed")
+    name = str(fields["fact"])
+    label = term(words, FACTS, name)
+    return f"{label}: {value(words, name, fields['value'])}" if "value" in fields else label
+
+
+def flag_tags(words: Words, flags: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return flags in words, the three that order the queue first and marked."""
+    ordered = [flag for flag in HOT_FLAGS if flag in flags] + [flag for flag in flags if flag not in HOT_FLAGS]
+    return [{"words": term(words, FLAGS, flag), "hot": flag in HOT_FLAGS} for flag in ordered]
 
 
 def post(words: Words, duty: str | None, units: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import and_, delete, exists, not_, or_, select, update
+from sqlalchemy import and_, delete, exists, not_, or_, select, text, update
 from sqlmodel import Session, col
 
 from service.canonical import canonical
@@ -29,6 +29,8 @@ from service.models import (
     ClockKind,
     LedgerEvent,
     LedgerField,
+    Lowering,
+    LoweringState,
     Role,
     State,
 )
@@ -38,6 +40,8 @@ from service.vault.envelope import Kind
 from service.vault.members import seal_case_key
 from service.walls import Viewer, readable
 
+TELLING = ("record", "fact", "value")  # fields of events that tell what a case is about: sealed behind the wall
+STANDING = text("lowering.state IN ('proposed', 'approved')")  # a proposal that has not ended, as its index says it
 HOT_FLAGS = ("settlement_attempt", "child_self_report", "leaving_country")
 NO_AGE = 99
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -245,7 +249,7 @@ def hand_on(
     if case.state != State.OPEN:
         raise WrongState("Only an open case is handed on.")
     unmoved(tx, case, version)
-    if not _has_opened(tx, case, viewer):
+    if not has_opened(tx, case, viewer):
         raise Forbidden("Open the account first: a machine cannot hear whom it names.")
     if answer not in ("no", "yes", "unsure"):
         raise Forbidden("The question needs an answer.")
@@ -269,7 +273,8 @@ def hand_on(
     return target.unit
 
 
-def _has_opened(tx: Session, case: Case, viewer: Viewer) -> bool:
+def has_opened(tx: Session, case: Case, viewer: Viewer) -> bool:
+    """Return whether `viewer` has ever opened the case's account."""
     who = canonical(viewer.member.hex)
     return bool(
         tx.scalar(
@@ -316,7 +321,8 @@ def wall(
 
     privates: the case's private keys that the caller holds, by generation; integrity gets those. Columns that
     tell what the case is about are emptied, and decisions in clear are sealed to the case (keys.md section 5).
-    cause: what named an official: ``screener``, ``words``. events: further ones of the same act.
+    What was proposed to lower it lapses: who proposed it may not see it any more.
+    cause: what named an official: ``screener``, ``words``, ``facts``. events: further ones of the same act.
     """
     integrity = deck.integrity() or deck.oversight_for(deck.screening().organisation)
     oversight = deck.oversight_for(integrity.organisation)
@@ -355,8 +361,10 @@ def wall(
         "unit": integrity.unit,
         "generation": generation,
     }
-    values |= _without_owner(tx, case, now)
-    change(tx, ledger, case, [*events, event], **(values | columns))
+    lapsed = lapse_lowering(tx, case, now, case.due_at)
+    # Whoever claimed it is gone, and its first deadline runs again: earlier, perhaps, than what a rise has set.
+    values |= columns | _without_owner(tx, case, now)
+    change(tx, ledger, case, [*events, event, *lapsed], **values)
     return integrity.unit
 
 
@@ -371,7 +379,7 @@ def _without_owner(tx: Tx, case: Case, now: datetime) -> dict[str, Any]:
 
 
 def _seal_decisions(tx: Tx, case: Case, generation: int, public: bytes) -> None:
-    """Seal the decisions that stand in clear, and the hashes of them in the history's fields."""
+    """Seal the decisions that stand in clear, and what the history's fields tell of them."""
     for decision in tx.scalars(
         select(CaseDecision).where(col(CaseDecision.case) == case.id, col(CaseDecision.record).is_not(None))
     ).all():
@@ -381,15 +389,34 @@ def _seal_decisions(tx: Tx, case: Case, generation: int, public: bytes) -> None:
         decision.record, decision.header, decision.seal, decision.body = None, *sealed
     tx.flush()
     told = select(col(LedgerEvent.eid)).where(col(LedgerEvent.case) == case.chain)
+    telling = col(LedgerField.name).in_(TELLING)
     for row in tx.scalars(
-        select(LedgerField).where(
-            col(LedgerField.eid).in_(told), col(LedgerField.name) == "record", col(LedgerField.sealed).is_(False)
-        )
+        select(LedgerField).where(col(LedgerField.eid).in_(told), telling, col(LedgerField.sealed).is_(False))
     ).all():
         secret = (row.salt or b"") + row.value
-        row.value = boxes.seal(public, f"field|{row.eid}|record", secret)
+        row.value = boxes.seal(public, f"field|{row.eid}|{row.name}", secret)
         row.salt, row.sealed = None, True
     tx.flush()
+
+
+def lapse_lowering(tx: Tx, case: Case, now: datetime, due_at: datetime, *, floor: str | None = None) -> list[NewEvent]:
+    """End what stands proposed to lower the case, signed or not; return the event that says so, or none.
+
+    floor: the most urgent level that the rules give now, before a cap: it ends only what was proposed under a calmer
+    one (triage.md section 9). None ends it in any case. due_at: the case's next deadline.
+    """
+    lowering = standing_lowering(tx, case)
+    if lowering is None or (floor is not None and floor >= lowering.floor):
+        return []
+    lowering.state = LoweringState.LAPSED
+    tx.flush()
+    fields = {"lowering": lowering.id.hex, "before": lowering.before, "after": lowering.after}
+    return [NewEvent(EventType.LOWERING_LAPSED, now, SYSTEM, state_class(case.state), due_at, fields)]
+
+
+def standing_lowering(session: Session, case: Case) -> Lowering | None:
+    """Return what stands proposed to lower the case, signed by all or not yet; at most one does."""
+    return session.scalars(select(Lowering).where(col(Lowering.case) == case.id, STANDING)).one_or_none()
 
 
 def seal_facts(

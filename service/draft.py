@@ -4,22 +4,15 @@ What arrives is sealed to the non-state screening unit and to oversight; to inte
 words tie an official to it (DESIGN section 3). Pure but for randomness: nothing here touches the database.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from service.cases import (
-    NO_AGE,
-    case_key_insert,
-    flag_rank,
-    seal_facts,
-    seal_row,
-)
+from service.cases import case_key_insert, seal_row
 from service.clocks import claim_clock_row, clock_row
+from service.decisions import WALL_ROUTE, SealTo, decision_event, decision_row, fact_columns, page
 from service.ledger.events import (
     NO_EVENT,
     SYSTEM,
@@ -50,17 +43,14 @@ from service.models import (
     State,
     Tip,
 )
-from service.outbox import ACKNOWLEDGE, PAGE, job
+from service.outbox import ACKNOWLEDGE, job
 from service.triage import Assessment, Fact, Triage, assess
 from service.vault import boxes, envelope
 from service.vault.cards import Card, Cards, RelayKey
 from service.vault.contacts import contact_row, new_contact
 from service.vault.envelope import Kind
 
-WALL_ROUTE = "INDEPENDENT"
 ACKNOWLEDGE_WITHIN = timedelta(minutes=10)  # twilio.md section 5: only a fresh text is answered by machine
-PAGE_WITHIN = timedelta(hours=1)
-STAFF_LANGUAGE = "km"
 SILENCE = frozenset(  # Twilio's own words, and Khmer ones, not reviewed by a native speaker
     {"STOP", "STOPALL", "UNSUBSCRIBE", "CANCEL", "END", "QUIT", "REVOKE", "OPTOUT", "ឈប់", "បញ្ឈប់", "កុំផ្ញើ"}
 )
@@ -136,11 +126,12 @@ def draft_tip(desk: Reception, tip: IncomingTip, anchor: Anchor) -> Draft:
     rank = RANK[found.decision.level]
     claim_by, act_by = minute + desk.claim_targets[rank], minute + desk.act_targets[rank]
     contact = _contact_row(desk, tip, tip_id)
-    facts = seal_facts(public, case, 1, hour, facts_text(found)) if walled else (None, None, None)
+    seal_to = SealTo(public, 1) if walled else None
+    rules = desk.triage.ruleset.content_hash
     events = [
         _opened(tip, readers, minute, claim_by, act_by),
         words_sealed(EventType.TIP_SEALED, tip, tip_id, sealed, public, minute, claim_by),
-        decided(found, minute, claim_by, walled, public),
+        decision_event(found.decision, minute, claim_by, StateClass.OPEN, seal_to),
     ]
     chained = chain_events(desk.ledger, chain, -1, NO_EVENT, events, anchor)
     row = _case_row(desk, tip, found, case, chained, readers, walled) | {
@@ -154,10 +145,7 @@ def draft_tip(desk: Reception, tip: IncomingTip, anchor: Anchor) -> Draft:
         (Contact, [contact] if contact else []),
         (Tip, [tip_row(tip, tip_id, case, contact["id"] if contact else None, found.language, hour)]),
         (Message, [message_row(desk, tip, message_id, tip_id, case, 1, 1, hour, sealed)]),
-        (
-            CaseDecision,
-            [decision_row(desk, case, 1, message_id, found, None if walled else found.decision.record, facts)],
-        ),
+        (CaseDecision, [decision_row(case, 1, message_id, found.decision, found.facts, rules, hour, seal_to)]),
         (
             Clock,
             [
@@ -200,7 +188,7 @@ def _case_row(
         "channel": tip.channel,
         "language": found.language,
         "walled": walled,
-        **fact_columns(found, walled),
+        **fact_columns(found.decision, found.facts, walled),
         "unit": readers[0].unit,
         "oversight": readers[1].unit,
         "owner": None,
@@ -247,45 +235,6 @@ def readers_of(desk: Reception, walled: bool) -> tuple[Card, Card]:
     if walled:
         first = desk.cards.integrity() or desk.cards.oversight_for(first.organisation)
     return first, desk.cards.oversight_for(first.organisation)
-
-
-def fact_columns(found: Assessment, walled: bool) -> dict[str, Any]:
-    """Return the columns of a case that tell what it is about; behind the wall they are empty."""
-    if walled:
-        return {"flags": None, "flag_rank": 7, "age_rank": NO_AGE, "province": None, "venue": None}
-    flags = found.decision.flags
-    return {
-        "flags": json.dumps(list(flags)),
-        "flag_rank": flag_rank(flags),
-        "age_rank": NO_AGE if found.youngest_age is None else min(found.youngest_age, NO_AGE),
-        "province": found.province,
-        "venue": found.venue_type,
-    }
-
-
-def facts_text(found: Assessment) -> dict[str, Any]:
-    """Return what a walled case keeps in its ``facts`` envelope instead (keys.md section 5)."""
-    return {
-        "record": found.decision.record.decode(),
-        "flags": list(found.decision.flags),
-        "province": found.province,
-        "venue": found.venue_type,
-    }
-
-
-def decided(found: Assessment, at: datetime, deadline: datetime, walled: bool, public: bytes) -> NewEvent:
-    """Return the event of a decision, or of a fault of the engine, with the hash of its record."""
-    digest = hashlib.sha256(found.decision.record).hexdigest()
-    fault = any(reason.id == "engine" for reason in found.decision.fired)
-    return NewEvent(
-        EventType.ENGINE_FAILED if fault else EventType.DECISION_MADE,
-        at,
-        SYSTEM,
-        StateClass.OPEN,
-        deadline,
-        # Whoever can guess the facts can test the hash: behind the wall it is sealed too.
-        {"level": found.decision.level, "record": Sealed(digest, public) if walled else digest},
-    )
 
 
 def _contact_row(desk: Reception, tip: IncomingTip, tip_id: UUID) -> dict[str, Any] | None:
@@ -335,29 +284,6 @@ def message_row(
     }
 
 
-def decision_row(
-    desk: Reception,
-    case: UUID,
-    number: int,
-    message: UUID,
-    found: Assessment,
-    record: bytes | None,
-    facts: tuple[bytes | None, bytes | None, bytes | None],
-) -> dict[str, Any]:
-    """Return a ``decision`` row: the record in clear, or header, seal and body of the sealed facts."""
-    return {
-        "case": case,
-        "number": number,
-        "message": message,
-        "level": found.decision.level,
-        "ruleset_hash": desk.triage.ruleset.content_hash,
-        "record": record,
-        "header": facts[0],
-        "seal": facts[1],
-        "body": facts[2],
-    }
-
-
 def _jobs(
     desk: Reception,
     tip: IncomingTip,
@@ -373,7 +299,7 @@ def _jobs(
     if contact is not None and tip.channel == Channel.SMS and wanted:
         jobs.append(acknowledgement(desk, tip_id, case, contact["id"], found.language, now))
     if found.decision.level == Level.P1:
-        jobs.append(page(desk, case, case, now))
+        jobs.append(page(desk.row_key, case, case, now))
     return jobs
 
 
@@ -388,11 +314,6 @@ def acknowledgement(
     """Return the outbox row that asks for the one neutral answer to a tip."""
     about, within = tip.hex, ACKNOWLEDGE_WITHIN
     return job(desk.row_key, ACKNOWLEDGE, about, case=case, contact=contact, language=language, now=now, within=within)
-
-
-def page(desk: Reception, about: UUID, case: UUID, now: datetime) -> dict[str, Any]:
-    """Return the outbox row that has whoever is on duty for a case told. about: what makes it urgent now."""
-    return job(desk.row_key, PAGE, about.hex, case=case, language=STAFF_LANGUAGE, now=now, within=PAGE_WITHIN)
 
 
 def storable(text: str) -> str:

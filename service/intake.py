@@ -18,30 +18,26 @@ from sqlalchemy import select, update
 from sqlmodel import Session, col
 
 from service import outbox
-from service.cases import (
-    case_key_insert,
-    case_public,
-    change,
-    seal_facts,
-    state_class,
-    wall,
-)
-from service.clocks import raise_level
+from service.cases import case_key_insert, case_public, change, lapse_lowering, state_class, wall
 from service.db import ATTEMPTS, Tx
-from service.draft import (
+from service.decisions import (
     WALL_ROUTE,
+    SealTo,
+    decision_event,
+    decision_row,
+    fact_columns,
+    facts_in,
+    latest_decision,
+    rise,
+)
+from service.draft import (
     Draft,
     IncomingTip,
     Pepper,
     Reception,
     assess_at,
-    decided,
-    decision_row,
     draft_tip,
-    fact_columns,
-    facts_text,
     message_row,
-    page,
     storable,
     words_sealed,
 )
@@ -52,23 +48,22 @@ from service.ledger.events import (
     EventType,
     Ledger,
     NewEvent,
+    StateClass,
     new_chain_rows,
     read_anchor,
 )
 from service.models import (
-    RANK,
     Case,
     CaseDecision,
     CaseKey,
     Channel,
     Contact,
-    Level,
     Message,
     OutboxJob,
     State,
     Tip,
 )
-from service.triage import Assessment, Fact, Triage, facts_of
+from service.triage import Assessment, Triage
 from service.vault import boxes, envelope
 from service.vault.cards import Cards, RelayKey
 from service.vault.envelope import Kind
@@ -81,7 +76,6 @@ log = structlog.get_logger("intake")
 
 ANCHOR_AGE = timedelta(seconds=5)
 PROVEN = frozenset({Channel.SMS, Channel.VOICE})  # the network says who sends; a form says what somebody typed
-_FACT_COLUMNS = frozenset({"flags", "flag_rank", "age_rank", "province", "venue"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,10 +221,9 @@ class Intake:
 
     def _follow_up(self, tx: Tx, tip: IncomingTip, open_tip: Tip, case: Case) -> Receipt:
         """Add a message to an open tip and decide anew: a rise applies itself, a fall changes nothing."""
-        standing = tx.scalars(
-            select(CaseDecision).where(col(CaseDecision.case) == case.id, col(CaseDecision.number) == case.decision)
-        ).one()
-        known = known_facts(standing)
+        # Behind the wall facts are sealed: the new message then decides alone, and never below what stands.
+        record = latest_decision(tx, case).record
+        known = (facts_in(record) or ()) if record is not None else ()
         minute = tip.received_at.replace(second=0, microsecond=0)
         found = assess_at(self.desk, tip, minute, known)
         hour = minute.replace(minute=0)
@@ -255,11 +248,13 @@ class Intake:
             [message_row(self.desk, tip, message_id, open_tip.id, case.id, generation, number, hour, sealed)],
         )
         walled = walling or case.walled
-        facts = seal_facts(public, case.id, generation, hour, facts_text(found)) if walled else (None, None, None)
-        record = None if walled else found.decision.record
-        tx.insert(CaseDecision, [decision_row(self.desk, case.id, case.decision + 1, message_id, found, record, facts)])
-        level = min(case.level, found.decision.level)
-        events, columns = self._changes(tx, tip, message_id, open_tip, case, found, sealed, public, walled, minute)
+        seal_to = SealTo(public, generation) if walled else None
+        rules, decision = self.desk.triage.ruleset.content_hash, found.decision
+        row = decision_row(case.id, case.decision + 1, message_id, decision, found.facts, rules, hour, seal_to)
+        tx.insert(CaseDecision, [row])
+        level = min(case.level, decision.level)
+        received = partial(words_sealed, EventType.TIP_MESSAGE, tip, open_tip.id, sealed, public, minute)
+        events, columns = self._changes(tx, message_id, case, found, seal_to, minute, received)
         if walling:
             wall(
                 tx,
@@ -271,7 +266,7 @@ class Intake:
                 cause="words",
                 now=minute,
                 events=events,
-                **{k: v for k, v in columns.items() if k not in _FACT_COLUMNS},
+                **columns,
             )
         else:
             change(tx, self.desk.ledger, case, events, **columns)
@@ -280,63 +275,26 @@ class Intake:
     def _changes(
         self,
         tx: Tx,
-        tip: IncomingTip,
         message: UUID,
-        open_tip: Tip,
         case: Case,
         found: Assessment,
-        sealed: envelope.Envelope,
-        public: bytes,
-        walled: bool,
+        seal_to: SealTo | None,
         minute: datetime,
+        received: Callable[[datetime, StateClass], NewEvent],
     ) -> tuple[list[NewEvent], dict[str, Any]]:
-        """Return the events and columns of a further message, with its rise when there is one."""
-        level = min(case.level, found.decision.level)
+        """Return the events and columns of a further message, with its rise when there is one.
+
+        received: makes the event of the message itself, from the next deadline and the state after it.
+        """
+        decision, state = found.decision, state_class(case.state)
         columns: dict[str, Any] = {"decision": case.decision + 1}
-        if not walled:
-            columns |= fact_columns(found, walled)
+        if seal_to is None:
+            columns |= fact_columns(decision, found.facts, walled=False)
         due_at = case.due_at
-        rise: list[NewEvent] = []
-        if level < case.level:
-            rank = RANK[level]
-            due_at, due_kind = raise_level(
-                tx, case, level, claim=self.desk.claim_targets[rank], act=self.desk.act_targets[rank], now=minute
-            )
-            columns |= {
-                "level": level,
-                "locked": found.decision.locked,
-                "provisional": found.decision.provisional,
-                "due_at": due_at,
-                "due_kind": due_kind,
-            }
-            rise = [
-                NewEvent(
-                    EventType.LEVEL_RAISED,
-                    minute,
-                    SYSTEM,
-                    state_class(case.state),
-                    due_at,
-                    {"before": case.level, "after": level},
-                )
-            ]
-            if level == Level.P1:
-                tx.insert(OutboxJob, [page(self.desk, message, case.id, minute)])
-        received = words_sealed(
-            EventType.TIP_MESSAGE, tip, open_tip.id, sealed, public, minute, due_at, state_class(case.state)
-        )
-        return [received, decided(found, minute, due_at, walled, public), *rise], columns
-
-
-def known_facts(standing: CaseDecision) -> tuple[Fact, ...]:
-    """Return the facts that a case's decision rests on.
-
-    None behind the wall, where they are sealed: the new message then decides alone, and never below what stands.
-    None either of a record that this version cannot read: a message must not be lost for it.
-    """
-    if standing.record is None:
-        return ()
-    try:
-        return tuple(facts_of(standing.record).values())
-    except (ValueError, KeyError):
-        log.error("decision_not_readable", error="ValueError")
-        return ()
+        if decision.level < case.level:
+            raised, after = rise(tx, self.desk, case, decision.level, about=message, now=minute)
+            columns |= raised | {"locked": decision.locked, "provisional": decision.provisional}
+            due_at = raised["due_at"]
+        else:
+            after = lapse_lowering(tx, case, minute, due_at, floor=decision.level_bumped)
+        return [received(due_at, state), decision_event(decision, minute, due_at, state, seal_to), *after], columns

@@ -116,6 +116,15 @@ class ClockKind(StrEnum):
     LEASE = "lease"
 
 
+class LoweringState(StrEnum):
+    """How far a proposal to lower a level is. The first two stand: one such proposal a case."""
+
+    PROPOSED = "proposed"
+    APPROVED = "approved"  # signed by all who must; the level falls when the ledger's witnesses have seen it
+    REFUSED = "refused"
+    LAPSED = "lapsed"
+
+
 class Organisation(SQLModel, table=True):
     """A body that employs units. Closing needs two of them."""
 
@@ -311,6 +320,36 @@ class CaseDecision(SQLModel, table=True):
     body: bytes | None
 
 
+class Lowering(SQLModel, table=True):
+    """A proposal to lower a case's level, and who has signed it (triage.md section 9). Why is sealed, in its events.
+
+    proposed: the event that proposed it. floor: the most urgent level that the rules gave then, before a cap.
+    overseer: the signer of oversight; may be the proposer or the approver.
+    """
+
+    __table_args__ = (
+        Index(
+            "ix_lowering_standing",
+            "case",
+            unique=True,
+            sqlite_where=text("state IN ('proposed', 'approved')"),
+            postgresql_where=text("state IN ('proposed', 'approved')"),
+        ),
+    )
+    id: UUID = Field(primary_key=True)
+    case: UUID = Field(foreign_key="case_file.id")
+    state: str = Field(sa_type=Word)
+    before: str = Field(sa_type=Word)
+    after: str = Field(sa_type=Word)
+    floor: str = Field(sa_type=Word)
+    proposed_at: datetime = Field(sa_type=Utc)
+    proposer: UUID = Field(foreign_key="member.id")
+    proposer_unit: str = Field(foreign_key="unit.id", sa_type=Word)
+    approver: UUID | None = Field(default=None, foreign_key="member.id")
+    approver_unit: str | None = Field(default=None, foreign_key="unit.id", sa_type=Word)
+    overseer: UUID | None = Field(default=None, foreign_key="member.id")
+
+
 class Clock(SQLModel, table=True):
     """A stored deadline, never moved later. It ends by being met or by lapsing.
 
@@ -462,6 +501,14 @@ class LedgerField(SQLModel, table=True):
     salt: bytes | None
     value: bytes
     sealed: bool
+
+
+class LedgerEffect(SQLModel, table=True):
+    """What an event does once it is witnessed (ledger.md section 3): its action, as canonical JSON."""
+
+    __tablename__ = "ledger_effect"
+    eid: str = Field(primary_key=True, foreign_key="ledger_event.eid", sa_type=Word)
+    action: bytes
 
 
 class LedgerPending(SQLModel, table=True):

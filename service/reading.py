@@ -1,25 +1,31 @@
 """Opening a case's file: who and why is written first, then the words are decrypted for one response."""
 
 import json
+from base64 import b64encode
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlmodel import Session, col
 
 from service.cases import case_public, find, state_class
 from service.db import Sessions, Tx, write
+from service.decisions import latest_decision, open_decision
 from service.errors import CannotOpen, Forbidden
-from service.ledger.events import EventType, Ledger, NewEvent, Sealed, append
-from service.models import Case, CaseDecision, LedgerEvent, LedgerField, Member, Message, Role, Tip
-from service.vault import envelope
+from service.ledger.events import EventType, Ledger, NewEvent, Sealed, append, commit_field
+from service.models import Case, LedgerEvent, LedgerField, Member, Message, Role, Tip
+from service.vault import boxes, envelope
 from service.vault.envelope import Envelope, Kind
 from service.walls import Viewer
 
 NEVER_READ = frozenset({Role.ADMIN, Role.AUDITOR})  # casework.md section 1
+OPENED = ("reason", "fact", "value")  # sealed fields of the history that a reader of the account is shown
+SALT = 32  # bytes, before a sealed field's value
 REASONS = ("screening", "owner", "supervision", "oversight", "link")
 
 
@@ -37,23 +43,34 @@ class Step:
     fields: Mapping[str, Any]
 
 
-def history(session: Session, case: Case) -> list[Step]:
-    """Return the events of a case, newest first, with the fields that stand in clear."""
+def history(session: Session, case: Case, privates: Mapping[int, bytes] = MappingProxyType({})) -> list[Step]:
+    """Return the events of a case, newest first, with the fields that stand in clear.
+
+    privates: the case's private keys by generation; with them, also why a level was changed and by which facts.
+    Raises CannotOpen for such a field that is not the one its event was committed to.
+    """
     events = session.scalars(
         select(LedgerEvent).where(col(LedgerEvent.case) == case.chain).order_by(col(LedgerEvent.seq).desc())
     ).all()
+    bodies = {event.eid: json.loads(event.body) for event in events}
     fields: dict[str, dict[str, Any]] = {}
     told = select(col(LedgerEvent.eid)).where(col(LedgerEvent.case) == case.chain)
-    for row in session.scalars(
-        select(LedgerField).where(col(LedgerField.eid).in_(told), col(LedgerField.sealed).is_(False))
-    ).all():
-        fields.setdefault(row.eid, {})[row.name] = json.loads(row.value)
+    clear = col(LedgerField.sealed).is_(False)
+    shown = or_(clear, col(LedgerField.name).in_(OPENED)) if privates else clear
+    for row in session.scalars(select(LedgerField).where(col(LedgerField.eid).in_(told), shown)).all():
+        if not row.sealed:
+            fields.setdefault(row.eid, {})[row.name] = json.loads(row.value)
+        elif opened := _open_field(row, privates):
+            salt, value = opened[:SALT], json.loads(opened[SALT:])
+            if b64encode(commit_field(salt, row.name, value)).decode() != bodies[row.eid]["fields"][row.name]:
+                raise CannotOpen("A sealed field of the history is not what its event was committed to.")
+            fields.setdefault(row.eid, {})[row.name] = value
     ids = {UUID(f["who"]) for f in fields.values() if f.get("who", "system") != "system"}
     names = {m.id: m for m in session.scalars(select(Member).where(col(Member.id).in_(ids))).all()}
     steps = []
     for event in events:
         known = fields.get(event.eid, {})
-        actor = json.loads(event.body)["actor"]
+        actor = bodies[event.eid]["actor"]
         member = None if known.get("who", "system") == "system" else names.get(UUID(known["who"]))
         steps.append(
             Step(
@@ -70,11 +87,12 @@ def history(session: Session, case: Case) -> list[Step]:
     return steps
 
 
-def latest_decision(session: Session, case: Case) -> CaseDecision:
-    """Return the decision that the case stands on. Its `record` is null for a walled case."""
-    return session.scalars(
-        select(CaseDecision).where(col(CaseDecision.case) == case.id, col(CaseDecision.number) == case.decision)
-    ).one()
+def _open_field(row: LedgerField, privates: Mapping[int, bytes]) -> bytes | None:
+    """Return a sealed field's salt and value; None if it was sealed to a key that is not among these."""
+    for private in privates.values():
+        with suppress(CannotOpen):
+            return boxes.unseal(private, f"field|{row.eid}|{row.name}", row.value)
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +175,5 @@ def decrypt(session: Session, case: Case, privates: Mapping[int, bytes]) -> Open
         accounts.append(
             Account(message.id, tip.id, first, message.received_hour, tip.channel, tip.language, message.mark, words)
         )
-    decision = latest_decision(session, case)
-    if decision.record is not None:
-        return OpenedFile(tuple(accounts), json.loads(decision.record), {})
-    sealed = Envelope(decision.header or b"", decision.seal or b"", decision.body or b"")
-    private = privates.get(json.loads(sealed.header)["g"])
-    facts = json.loads(envelope.open_words(private, sealed)) if private else {"record": "{}"}
+    facts = open_decision(latest_decision(session, case), privates) or {"record": "{}"}
     return OpenedFile(tuple(accounts), json.loads(facts.pop("record")), facts)

@@ -15,7 +15,7 @@ from sqlalchemy import select, text, update
 from service.canonical import canonical
 from service.db import Tx
 from service.errors import HeadMoved
-from service.models import LedgerEvent, LedgerField, LedgerHead, LedgerPending, LedgerState
+from service.models import LedgerEffect, LedgerEvent, LedgerField, LedgerHead, LedgerPending, LedgerState
 from service.vault import blobs, boxes
 
 MAGIC = b"bamboo/1"
@@ -35,9 +35,13 @@ class EventType(StrEnum):
     CASE_WALL_RAISED = "case:wall:raised"
     TIP_SEALED = "tip:account:sealed"
     TIP_MESSAGE = "tip:message:received"
+    FACTS_CONFIRMED = "tip:facts:confirmed"
     DECISION_MADE = "triage:decision:made"
     LEVEL_RAISED = "triage:level:raised"
     LOWERING_PROPOSED = "triage:lowering:proposed"
+    LOWERING_APPROVED = "triage:lowering:approved"
+    LOWERING_REFUSED = "triage:lowering:refused"
+    LOWERING_LAPSED = "triage:lowering:lapsed"
     ENGINE_FAILED = "triage:engine:failed"
     CLOCK_SET = "clock:deadline:set"
     CLOCK_MET = "clock:deadline:met"
@@ -94,6 +98,7 @@ class NewEvent:
     """An event before it has its place in a chain.
 
     fields: names ``[a-z_]{1,32}`` to JSON values, or to Sealed ones. tag: 32 bytes, or None for random ones.
+    effect: what is done once the event is witnessed (ledger.md section 6), as JSON; until then nothing is.
     """
 
     type: EventType
@@ -103,6 +108,7 @@ class NewEvent:
     deadline: datetime | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     tag: bytes | None = None
+    effect: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +165,7 @@ class Chained:
     c: bytes
     events: list[dict[str, Any]] = field(default_factory=list)
     fields: list[dict[str, Any]] = field(default_factory=list)
+    effects: list[dict[str, Any]] = field(default_factory=list)
     pending: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -218,6 +225,8 @@ def _add(chained: Chained, ledger: Ledger, new: NewEvent, anchor: Anchor) -> Non
             "leaf": leaf,
         }
     )
+    if new.effect is not None:
+        chained.effects.append({"eid": eid, "action": canonical(dict(new.effect))})
     chained.pending.append({"eid": eid, "cover_n": None, "leaf": leaf})
 
 
@@ -289,4 +298,9 @@ def append(tx: Tx, ledger: Ledger, chain: str, events: Sequence[NewEvent]) -> in
 
 
 def _rows(chained: Chained) -> list[tuple[Any, list[dict[str, Any]]]]:
-    return [(LedgerEvent, chained.events), (LedgerField, chained.fields), (LedgerPending, chained.pending)]
+    return [
+        (LedgerEvent, chained.events),
+        (LedgerField, chained.fields),
+        (LedgerEffect, chained.effects),
+        (LedgerPending, chained.pending),
+    ]

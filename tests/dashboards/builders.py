@@ -19,7 +19,7 @@ from service.ledger.events import SYSTEM, EventType, NewEvent, StateClass, appen
 from service.models import Case, CaseDecision, CaseKey, CaseSeal, Clock, ClockKind, Message, State, Tip
 from service.vault import boxes, envelope
 from service.vault.envelope import Kind
-from tests.builders import NOW, World
+from tests.builders import NOW, World, triage
 
 HOST = "https://staff.example"
 ACCOUNT = "A woman keeps two children in the room behind the kitchen."
@@ -184,6 +184,7 @@ def a_desk(world: World, clock: Callable[[], datetime], health: Callable[[], Map
         ledger=world.ledger,
         cards=world.founding.cards,
         row_key=world.founding.row_key,
+        ruleset=triage().ruleset,
         clock=clock,
         health=health or (lambda: {"database": True}),
     )

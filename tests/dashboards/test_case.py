@@ -61,7 +61,7 @@ def test_the_page_says_why_what_is_next_and_how_long(browse: Browse, world: Worl
     assert f"Case {cases.reference(case)} P1 now Leaving country" in text
     assert "State Open since today 14:21 Next Someone claims it Time left 15 min claim by 14:36" in text
     assert "Owner Nobody yet Screening Where Kandal Home" in text
-    assert "Why P1 now A child is locked in now R009" in text
+    assert "P1 now, because A child is locked in now R009" in text
     assert "From words, not yet confirmed." in text
     assert "It cannot fall below this level without oversight. Rules: kh-hotline-triage 1.0.0" in text
 
@@ -97,7 +97,7 @@ def test_the_page_in_khmer(browse: Browse, world: World) -> None:
 
     text = browse("screener", "km").open(f"/cases/{case}").text
 
-    assert "ហេតុអ្វី P1 ឥឡូវ កុមារកំពុងត្រូវគេចាក់សោ R009" in text
+    assert "P1 ឥឡូវ ព្រោះ កុមារកំពុងត្រូវគេចាក់សោ R009" in text
     assert "ពេលនៅសល់ ១៥ នាទី ទទួលមុន ១៤:៣៦" in text
     assert f"សួរបន្ទាប់ {ASKS['suspect_access'].km}" in text
     assert "ចំនួនកុមារ ២ អ្នកឱ្យដំណឹងបានប្រាប់" in text

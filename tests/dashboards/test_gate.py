@@ -60,7 +60,9 @@ def routes(app: FastAPI) -> Iterator[tuple[str, str]]:
 
 def address(path: str, case: object) -> str:
     """A path with a case that exists in its place. A new kind of place must be added here."""
-    filled = path.replace("{case_id}", str(case)).replace("{text_id}", str(case))
+    filled = path
+    for place in ("{case_id}", "{text_id}", "{lowering_id}"):
+        filled = filled.replace(place, str(case))
     assert "{" not in filled, path
     return "/static/staff.css" if filled == "/static" else filled
 
@@ -74,6 +76,11 @@ def fields_of(path: str) -> dict[str, str]:
         "/cases/{case_id}/claim": {"version": "2"},
         "/cases/{case_id}/texts/{text_id}": {},
         "/cases/{case_id}/hand-on": {"version": "2", "unit": "siem-reap", "named": "no"},
+        "/cases/{case_id}/facts": {"version": "2", "fact": "danger_now", "value": "yes"},
+        "/cases/{case_id}/raise": {"version": "2", "level": "P1", "reason": "The tipster rang."},
+        "/cases/{case_id}/lower": {"version": "2", "level": "P4", "fact": "confined_now", "reason": "x" * 40},
+        "/cases/{case_id}/lower/{lowering_id}/agree": {"version": "2"},
+        "/cases/{case_id}/lower/{lowering_id}/refuse": {"version": "2", "reason": "It did not change."},
     }[path]
 
 

@@ -1,0 +1,47 @@
+"""What the forms of a case's page have in common: the ids in their addresses, the token, the version that was shown."""
+
+import re
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.errors import NoSuchCase
+
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+
+
+def read_id(case_id: str) -> UUID:
+    """Return a case's id. One that is malformed does not exist, like any other that does not."""
+    if not _ID.fullmatch(case_id):
+        raise NoSuchCase
+    return UUID(case_id)
+
+
+def read_text_id(text_id: str) -> UUID:
+    """Return the id of a text about a case."""
+    return read_id(text_id)
+
+
+def read_lowering_id(lowering_id: str) -> UUID:
+    """Return the id of a proposal to lower a case."""
+    return read_id(lowering_id)
+
+
+CaseId = Annotated[UUID, Depends(read_id)]
+TextId = Annotated[UUID, Depends(read_text_id)]
+LoweringId = Annotated[UUID, Depends(read_lowering_id)]
+
+
+class StaffForm(BaseModel):
+    """A form of a signed-in page; the gate has compared its token."""
+
+    model_config = ConfigDict(extra="forbid")
+    t: str
+
+
+class SeenForm(StaffForm):
+    """A form about a case in the version that somebody saw."""
+
+    version: int = Field(ge=0, le=2**31 - 1)
