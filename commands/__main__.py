@@ -22,6 +22,7 @@ COMMANDS = {
     "simulate": "commands.simulate",
     "triage": "commands.triage",
     "serve": "commands.serve",
+    "worker": "commands.worker",
     "migrate": "commands.migrate",
     "bench": "commands.bench",
     "lint": "commands.lint",

@@ -19,12 +19,13 @@ from sqlalchemy.exc import DBAPIError
 from commands import processes
 from commands.demo_cast import PASSPHRASE, PEOPLE, PLANS
 from commands.demo_folder import DEFAULT, DISK_FULL, KEYS, LOGS, CannotStart, DemoFolder, explain
-from commands.processes import Child, ChildEnded
+from commands.processes import Child, ChildEnded, logged
 from service import logs
 from service.errors import BadCards, BadNote, Unavailable
 from service.schema import migrate
 from service.vault.cards import read_cards, read_relay_note
 
+READY_SIGN = "worker_ready"  # what `commands.worker` logs; that module is slow to load
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LITTLE = 20_000_000  # bytes free: with fewer, what a database refuses is put down to the disk
 
@@ -32,7 +33,7 @@ EPILOG = """\
 examples:
   ./hotline demo                     look around; Ctrl-C ends it, the data stays in var/
   ./hotline demo --reset             begin anew with fresh keys and data
-  ./hotline demo --port-offset 100   on ports 8100 and 8101, when 8000 or 8001 is taken
+  ./hotline demo --port-offset 100   on ports 8100 to 8103, when one of 8000 to 8003 is taken
 
 Every name and number in it is invented. All keys lie under one user: the demo protects nobody.
 It needs no network and no account with a provider.
@@ -43,22 +44,23 @@ Ready after {seconds:.1f} s. All names, numbers and reports are invented.
 All keys lie under one user: this protects nobody and is for trying only.
 រួចរាល់។ ឈ្មោះ លេខ និងរបាយការណ៍ទាំងអស់ គឺប្រឌិត។ នេះសម្រាប់តែសាកល្បងប៉ុណ្ណោះ។
 
-  {public}   what the public sees   ទំព័រសាធារណៈ
-  {staff}   queue and cases        បញ្ជី និងសំណុំរឿង
+  {phones}   phones to try it with   ទូរស័ព្ទសម្រាប់សាកល្បង
+  {staff}   queue and cases         បញ្ជី និងសំណុំរឿង
+  {public}   what the public sees    ទំព័រសាធារណៈ
 
 Sign in at the second one. The passphrase of every account is: {passphrase}
 ចូលដោយប្រើឈ្មោះមួយក្នុងចំណោមនេះ៖
 
 {accounts}
 
-Try this in a second terminal, then look at the screener's queue:
-សាកល្បងបន្ទាត់នេះ ក្នុងបង្អួចទីពីរ៖
+Send a text from one of the phones, or with this line in a second terminal; then look at the screener's queue:
+ផ្ញើសារពីទូរស័ព្ទមួយ ឬសាកល្បងបន្ទាត់នេះ ក្នុងបង្អួចទីពីរ៖
 
   {prefix}./hotline simulate sms "{text}" --from +85500000001
 
 From another machine, with this one's name for HOST:
 
-  ssh -L {public_port}:127.0.0.1:{public_port} -L {staff_port}:127.0.0.1:{staff_port} HOST
+  ssh {forwards} HOST
 
 Ctrl-C ends it. The data stays in {folder}; start with --reset to begin anew.
 ចុច Ctrl-C ដើម្បីបញ្ចប់។
@@ -72,7 +74,13 @@ class Ports:
 
     public: int
     staff: int
+    simulator: int
     metrics: int
+
+    @classmethod
+    def at(cls, offset: int) -> "Ports":
+        """The usual ports, `offset` higher."""
+        return cls(8000 + offset, 8001 + offset, 8002 + offset, 8003 + offset)
 
     @property
     def settings(self) -> dict[str, str]:
@@ -80,6 +88,8 @@ class Ports:
         return {
             "HOTLINE_PUBLIC_PORT": str(self.public),
             "HOTLINE_STAFF_PORT": str(self.staff),
+            "HOTLINE_SIMULATOR_PORT": str(self.simulator),
+            "HOTLINE_TWILIO_API_URL": f"http://127.0.0.1:{self.simulator}",
             "HOTLINE_METRICS_PORT": str(self.metrics),
         }
 
@@ -90,7 +100,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not 0 <= options.port_offset <= 50_000:
         parser.error("--port-offset is a number from 0 to 50000")
-    ports = Ports(*(port + options.port_offset for port in (8000, 8001, 8003)))
+    ports = Ports.at(options.port_offset)
     folder = DemoFolder(Path(options.folder).resolve())
     began = time.monotonic()
     os.umask(0o077)
@@ -127,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def check_ports(ports: Ports, offset: int) -> None:
     """Return if every port is free. Raises CannotStart, naming all that are taken, before anything is begun."""
-    taken = [str(port) for port in (ports.public, ports.staff, ports.metrics) if not _is_free(port)]
+    taken = [str(port) for port in (ports.public, ports.staff, ports.simulator, ports.metrics) if not _is_free(port)]
     if taken:
         which = f"Port {taken[0]} is" if len(taken) == 1 else f"Ports {', '.join(taken)} are"
         raise CannotStart(
@@ -217,9 +227,10 @@ def run(folder: DemoFolder, settings: Mapping[str, str], ports: Ports, began: fl
     children: list[Child] = []
     with stop_signals() as stopping:
         try:
-            for name, port in (("public", ports.public), ("staff", ports.staff)):
-                log, ready = folder.path / LOGS / f"{name}.log", f"http://127.0.0.1:{port}/health/ready"
-                children.append(processes.start(name, ["serve", name], environment, log=log, ready=ready))
+            for name, (arguments, port) in _children(ports).items():
+                log = folder.path / LOGS / f"{name}.log"
+                ready = processes.answers(f"http://127.0.0.1:{port}/health/ready") if port else logged(log, READY_SIGN)
+                children.append(processes.start(name, arguments, environment, log=log, ready=ready))
             if processes.wait_until_ready(children, stopping):
                 print(summary(folder, ports, time.monotonic() - began), flush=True)
             while not stopping.wait(0.2):
@@ -232,6 +243,16 @@ def run(folder: DemoFolder, settings: Mapping[str, str], ports: Ports, began: fl
     with suppress(OSError):  # the terminal may be what has ended
         print(f"\nEnded. The data stays in {folder.shown}", flush=True)
     return 0
+
+
+def _children(ports: Ports) -> dict[str, tuple[list[str], int | None]]:
+    """Return what runs: each process's arguments, and where it answers; None for the one that listens on nothing."""
+    return {
+        "simulator": (["simulate", "serve"], ports.simulator),
+        "public": (["serve", "public"], ports.public),
+        "staff": (["serve", "staff"], ports.staff),
+        "worker": (["worker"], None),
+    }
 
 
 def child_environment(ours: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
@@ -261,13 +282,13 @@ def summary(folder: DemoFolder, ports: Ports, seconds: float) -> str:
     ]
     return READY.format(
         seconds=seconds,
+        phones=f"http://127.0.0.1:{ports.simulator}/",
         public=f"http://127.0.0.1:{ports.public}/",
         staff=f"http://127.0.0.1:{ports.staff}/",
+        forwards=" ".join(f"-L {p}:127.0.0.1:{p}" for p in (ports.public, ports.staff, ports.simulator)),
         passphrase=PASSPHRASE,
         accounts="\n".join(accounts),
         prefix="" if folder.path == DEFAULT else f"HOTLINE_SETTINGS={folder.settings_file} ",
         text=EXAMPLE,
-        public_port=ports.public,
-        staff_port=ports.staff,
         folder=folder.shown,
     )

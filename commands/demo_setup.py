@@ -1,24 +1,33 @@
 """The demo's set-up: keys, people and tips through the same functions that a real installation uses."""
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from secrets import token_hex
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlmodel import col
 
 from commands import demo_cast as cast
-from commands.demo_cast import Person, Step, Told
+from commands.demo_cast import Claimed, HandedOn, Opened, Person, Story, Told
 from commands.demo_folder import DATABASE, KEYS
-from service import cases, ceremony, reading, staff
+from service import cases, ceremony, ladder, reading, staff
 from service.ceremony import Founding
+from service.clocks import RUNNING
 from service.config import Settings
 from service.db import Sessions, Tx, Writer, open_database, write
 from service.intake import IncomingTip, Intake, Pepper
+from service.ladder import Watch
 from service.ledger.events import Ledger
-from service.models import Case, Channel, Member, Tip
+from service.models import Channel, Clock, Member, Tip
+from service.relay import Relay
 from service.schema import migrate
 from service.staff import SignedIn
 from service.triage import Triage
@@ -26,23 +35,53 @@ from service.vault.members import MemberKeys
 from service.walls import Seat, Viewer
 from webhooks.answers import Answers
 
-FOUNDED = timedelta(days=2)  # before the first tip, so that the history reads in order
+FOUNDED = timedelta(days=1)  # before the first tip, so that the history reads in order
 NUMBERS = ("+85500000100", "+85500000101")
 
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Installation:
-    """What the set-up holds in memory while it runs: all keys at once, as only a demo does."""
+    """What the set-up holds in memory while it runs: all keys at once, as only a demo does.
+
+    pool: runs what sends a text. clock: the moment that the set-up has come to, from the founding to the present.
+    """
 
     settings: Settings
     sessions: Sessions
     founding: Founding
     ledger: Ledger
-    now: datetime
+    pool: Executor
+    clock: datetime
     people: dict[str, tuple[Member, MemberKeys]] = field(default_factory=dict)
-    tips: dict[str, Tip] = field(default_factory=dict)
+    cases: dict[str, UUID] = field(default_factory=dict)
+
+    @cached_property
+    def watch(self) -> Watch:
+        """Who is told of a case."""
+        return Watch(self.ledger, self.founding.row_key, self.founding.cards, cast.DUTY)
+
+    @cached_property
+    def relay(self) -> Relay:
+        """What sends texts, to a provider that took all of them."""
+        privates = {self.founding.relay.generation: self.founding.relay_private}
+        row_key, provider = self.founding.row_key, PastProvider()
+        return Relay(self.sessions, self.ledger, provider, row_key, privates, cast.DUTY, lambda: self.clock)
+
+
+class PastProvider:
+    """The provider of the last three weeks: every text arrived, and none is left there."""
+
+    name = "twilio"
+
+    def send(self, to: str, text: str) -> str:
+        """Return the id of a text."""
+        return "SM" + token_hex(16)
+
+    def find(self, to: str, text: str, since: datetime) -> list[str]:
+        """Return nothing: no text was ever in doubt."""
+        return []
 
 
 def settle(folder: Path, *, public_url: str, now: datetime, say: Say) -> dict[str, str]:
@@ -53,20 +92,24 @@ def settle(folder: Path, *, public_url: str, now: datetime, say: Say) -> dict[st
     # Defaults alone: what this shell has set for another installation has no place in the demo.
     settings = Settings.model_construct(public_url=public_url)
     say("keys of all units and processes")
-    founding = ceremony.found(cast.PLANS, now=now - FOUNDED)
-    named = ceremony.write_files(founding, folder / KEYS, twilio_token=token_hex(16))
+    founding = ceremony.found(cast.PLANS, now=now)  # of today, for a relay key lives 30 days
+    named = ceremony.write_files(
+        founding, folder / KEYS, twilio_token=token_hex(16), twilio_api_key=token_hex(16)
+    ) | ceremony.worker_files(folder / KEYS)
     database_url = f"sqlite:///{folder / DATABASE}"
     migrate(database_url)
+    stories = cast.read_stories()
+    now = now.replace(second=0, microsecond=0)  # as intake writes what arrives, so that the ledger reads in order
+    began = now - max(story.story[0].ago for story in stories) - FOUNDED
     sessions = open_database(database_url)
     try:
-        ledger = Ledger(settings.origin, founding.cards.monitor().public)
-        made = Installation(settings, sessions, founding, ledger, now)
-        say(f"{len(cast.PEOPLE)} accounts, each under a slow password hash as in earnest")
-        _enrol(made)
-        say(f"{len(cast.TOLD)} invented messages, and some work on them")
-        _receive(made)
-        for step in cast.STEPS:
-            _take(made, step)
+        with ThreadPoolExecutor(1) as pool:
+            ledger = Ledger(settings.origin, founding.cards.monitor().public)
+            made = Installation(settings, sessions, founding, ledger, pool, clock=began)
+            say(f"{len(cast.PEOPLE)} accounts, each under a slow password hash as in earnest")
+            _enrol(made)
+            say(f"{len(stories)} invented cases, and three weeks of work on them")
+            _play(made, stories, now)
     finally:
         sessions.close()
     return {
@@ -74,7 +117,9 @@ def settle(folder: Path, *, public_url: str, now: datetime, say: Say) -> dict[st
         "HOTLINE_DATABASE_URL": database_url,
         "HOTLINE_PUBLIC_URL": public_url,
         "HOTLINE_TWILIO_ACCOUNT_SID": "AC" + token_hex(16),
+        "HOTLINE_TWILIO_API_KEY_SID": "SK" + token_hex(16),
         "HOTLINE_TWILIO_NUMBERS": ",".join(NUMBERS),
+        "HOTLINE_DUTY": json.dumps(cast.DUTY),
         **named,
     }
 
@@ -83,21 +128,20 @@ def settle(folder: Path, *, public_url: str, now: datetime, say: Say) -> dict[st
 
 
 def _enrol(made: Installation) -> None:
-    began = made.now - FOUNDED
     register = partial(
         ceremony.register,
         ledger=made.ledger,
         organisations=cast.ORGANISATIONS,
         plans=cast.PLANS,
         deck=made.founding.cards,
-        now=began,
+        now=made.clock,
     )
     write(made.sessions, register)
     for person in cast.PEOPLE:
-        made.people[person.account] = write(made.sessions, partial(_join, made=made, person=person, now=began))
+        made.people[person.account] = write(made.sessions, partial(_join, made=made, person=person))
 
 
-def _join(tx: Tx, *, made: Installation, person: Person, now: datetime) -> tuple[Member, MemberKeys]:
+def _join(tx: Tx, *, made: Installation, person: Person) -> tuple[Member, MemberKeys]:
     card = made.founding.cards.unit(person.unit)
     member, keys = staff.enrol(
         tx,
@@ -109,9 +153,9 @@ def _join(tx: Tx, *, made: Installation, person: Person, now: datetime) -> tuple
         organisation=card.organisation,
         role=person.role,
         password=cast.PASSPHRASE,
-        now=now,
+        now=made.clock,
     )
-    staff.grant(tx, made.ledger, card, made.founding.unit_privates[card.unit], member, member, keys, now)
+    staff.grant(tx, made.ledger, card, made.founding.unit_privates[card.unit], member, member, keys, made.clock)
     tx.flush()
     tx.refresh(member)
     tx.expunge(member)
@@ -128,15 +172,54 @@ def _signed_in(made: Installation, account: str) -> SignedIn:
     return SignedIn(viewer, keys, b"", "")
 
 
-# --- tips -----------------------------------------------------------------------------------------------
+# --- three weeks ----------------------------------------------------------------------------------------
 
 
-def _receive(made: Installation) -> None:
+def _play(made: Installation, stories: tuple[Story, ...], now: datetime) -> None:
+    """Let everything be told and done in the order of time, up to the present."""
     with _intake(made) as intake:
-        for told in cast.TOLD:
-            receipt = asyncio.run(intake.receive(_incoming(told, made.now)))
-            with made.sessions.read() as session:
-                made.tips[told.key] = session.get_one(Tip, receipt.tip)
+        for story, scene in cast.timeline(stories):
+            _let_time_pass(made, now - scene.ago)
+            match scene:
+                case Told():
+                    receipt = asyncio.run(intake.receive(_incoming(story, scene, made.clock)))
+                    with made.sessions.read() as session:
+                        made.cases[story.key] = session.get_one(Tip, receipt.tip).case
+                case Opened():
+                    _open(made, made.cases[story.key], scene)
+                case HandedOn():
+                    write(made.sessions, partial(_hand_on, made=made, case_id=made.cases[story.key], scene=scene))
+                case Claimed():
+                    write(made.sessions, partial(_claim, made=made, case_id=made.cases[story.key], scene=scene))
+        _let_time_pass(made, now)
+
+
+def _let_time_pass(made: Installation, until: datetime) -> None:
+    """Move the clock to `until`. What a worker does at each deadline on the way is done then, and not at the end."""
+    _work(made)  # what was asked for just now
+    while (moment := _next_deadline(made, until)) is not None:
+        made.clock = moment
+        _work(made)
+    made.clock = until
+
+
+def _work(made: Installation) -> None:
+    """Do what a worker does in a round (`commands.worker`)."""
+    cases.lapse_leases(made.sessions, made.ledger, made.clock)
+    while ladder.answer_pages(made.sessions, made.watch, made.clock):
+        pass
+    ladder.climb(made.sessions, made.watch, made.clock)
+    while made.relay.send_due(made.pool):
+        pass
+
+
+def _next_deadline(made: Installation, until: datetime) -> datetime | None:
+    """Return the second after the first deadline, or step of a ladder, between the clock and `until`; None for none."""
+    due_at = func.coalesce(col(Clock.next_at), col(Clock.due_at))
+    between = (due_at >= made.clock, due_at < until)
+    with made.sessions.read() as session:
+        first = session.scalar(select(func.min(due_at)).where(RUNNING, *between))
+    return None if first is None else min(first + timedelta(seconds=1), until)
 
 
 @contextmanager
@@ -159,18 +242,18 @@ def _intake(made: Installation) -> Iterator[Intake]:
         writer.close()
 
 
-def _incoming(told: Told, now: datetime) -> IncomingTip:
+def _incoming(story: Story, told: Told, at: datetime) -> IncomingTip:
     """Return a message as its channel would hand it over."""
-    at = now - timedelta(minutes=told.ago)
-    if told.sender is not None:
-        return IncomingTip(Channel.SMS, "twilio", "sms", "SM" + token_hex(16), told.text, at, sender=told.sender)
-    answers = Answers({"what": told.text, **told.answers})
+    if story.form is None:
+        delivery = "SM" + token_hex(16)
+        return IncomingTip(Channel.SMS, "twilio", "sms", delivery, told.says, at, sender=story.sender, media=told.media)
+    answers = Answers({"what": told.says, **story.form})
     return IncomingTip(
         Channel.WEB,
         "web",
         "form",
         token_hex(16),
-        told.text,
+        told.says,
         at,
         sender=answers.sender,
         stated=answers.facts(at),
@@ -182,29 +265,32 @@ def _incoming(told: Told, now: datetime) -> IncomingTip:
 # --- casework -------------------------------------------------------------------------------------------
 
 
-def _take(made: Installation, step: Step) -> None:
-    """Take one step of the screenplay: open the account, hand the case on, or claim it."""
-    who, now = _signed_in(made, step.account), made.now - timedelta(minutes=step.ago)
-    case_id = made.tips[step.tip].case
-    if step.unit is not None:
-        write(made.sessions, partial(_hand_on, made=made, who=who, step=step, now=now))
-    elif step.claims:
-        write(made.sessions, partial(_claim, made=made, who=who, step=step, now=now))
-    else:
-        reason = "screening" if step.account == "screener" else "owner"
-        reading.record_opening(
-            made.sessions, made.ledger, made.founding.row_key, who.viewer, case_id, reason=reason, note="", now=now
-        )
+def _open(made: Installation, case_id: UUID, scene: Opened) -> None:
+    who = _signed_in(made, scene.who).viewer
+    row_key = made.founding.row_key
+    reading.record_opening(
+        made.sessions, made.ledger, row_key, who, case_id, reason=scene.reason, note="", now=made.clock
+    )
 
 
-def _hand_on(tx: Tx, *, made: Installation, who: SignedIn, step: Step, now: datetime) -> None:
-    deck = made.founding.cards
-    case = cases.find(tx, who.viewer, made.tips[step.tip].case)
+def _hand_on(tx: Tx, *, made: Installation, case_id: UUID, scene: HandedOn) -> None:
+    who, deck = _signed_in(made, scene.who), made.founding.cards
+    case = cases.find(tx, who.viewer, case_id)
     opened = staff.open_keys(tx, made.founding.row_key, deck, who, case)
-    unit = step.unit or ""
-    cases.hand_on(tx, made.ledger, who.viewer, opened, deck, unit=unit, answer="no", version=case.version, now=now)
+    cases.hand_on(
+        tx,
+        made.ledger,
+        who.viewer,
+        opened,
+        deck,
+        unit=scene.unit,
+        answer=scene.named,
+        version=case.version,
+        now=made.clock,
+    )
 
 
-def _claim(tx: Tx, *, made: Installation, who: SignedIn, step: Step, now: datetime) -> None:
-    case: Case = cases.find(tx, who.viewer, made.tips[step.tip].case)
-    cases.claim(tx, made.ledger, who.viewer, case.id, version=case.version, leases=made.settings.leases, now=now)
+def _claim(tx: Tx, *, made: Installation, case_id: UUID, scene: Claimed) -> None:
+    who = _signed_in(made, scene.who).viewer
+    case = cases.find(tx, who, case_id)
+    cases.claim(tx, made.ledger, who, case_id, version=case.version, leases=made.settings.leases, now=made.clock)

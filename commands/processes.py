@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from urllib.request import OpenerDirector, ProxyHandler, build_opener
+from urllib.request import ProxyHandler, build_opener
 
 from service.config import ROOT
 
@@ -26,15 +26,17 @@ class ChildEnded(Exception):
 
 @dataclass(frozen=True)
 class Child:
-    """A running process. ready: the address that answers 200 when it can work."""
+    """A running process. ready: says whether it can work."""
 
     name: str
     process: "subprocess.Popen[bytes]"
     log: Path
-    ready: str
+    ready: Callable[[], bool]
 
 
-def start(name: str, arguments: Sequence[str], environment: Mapping[str, str], *, log: Path, ready: str) -> Child:
+def start(
+    name: str, arguments: Sequence[str], environment: Mapping[str, str], *, log: Path, ready: Callable[[], bool]
+) -> Child:
     """Start ``python -m commands`` with `arguments` in a group of its own: the terminal's Ctrl-C is for the parent."""
     with open(log, "wb") as file:
         process = subprocess.Popen(  # noqa: S603 - our own Python, and arguments from our own code
@@ -63,26 +65,42 @@ def wait_until_ready(children: Sequence[Child], stopping: threading.Event, *, pa
 
     Raises ChildEnded when one ended, or is not ready after `patience` seconds.
     """
-    opener = build_opener(ProxyHandler({}))  # a proxy of the environment knows nothing of this machine
     deadline = time.monotonic() + patience
     waiting = list(children)
     while waiting:
         if stopping.wait(_EVERY):
             return False
         check_alive(children)
-        waiting = [child for child in waiting if not _answers(opener, child.ready)]
+        waiting = [child for child in waiting if not child.ready()]
         if waiting and time.monotonic() > deadline:
             raise ChildEnded(f"{waiting[0].name} is not ready after {patience:.0f} s. {last_lines(waiting[0].log)}")
     return True
 
 
-def _answers(opener: OpenerDirector, address: str) -> bool:
-    """Return whether `address` answers with 200; the opener raises for any other status."""
-    try:
-        with opener.open(address, timeout=2):
-            return True
-    except (OSError, HTTPException):
-        return False
+def answers(address: str) -> Callable[[], bool]:
+    """Return what says whether `address` answers with 200; the opener raises for any other status."""
+    opener = build_opener(ProxyHandler({}))  # a proxy of the environment knows nothing of this machine
+
+    def ready() -> bool:
+        try:
+            with opener.open(address, timeout=2):
+                return True
+        except (OSError, HTTPException):
+            return False
+
+    return ready
+
+
+def logged(log: Path, event: str) -> Callable[[], bool]:
+    """Return what says whether a child that listens on nothing has logged `event`."""
+
+    def ready() -> bool:
+        try:
+            return f'"{event}"' in log.read_text(errors="replace")
+        except OSError:
+            return False
+
+    return ready
 
 
 def check_alive(children: Sequence[Child]) -> None:

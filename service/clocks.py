@@ -9,7 +9,7 @@ from enum import IntEnum
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import and_, select, update
+from sqlalchemy import and_, or_, select, update
 from sqlmodel import Session, col
 
 from service.db import Tx
@@ -91,10 +91,12 @@ def raise_level(
     """Bring running deadlines forward to `now` + target where that is earlier, never later; return the next one.
 
     level: the new one. claim, act: its targets (triage.md section 10). A ladder that is past its deadline goes on from
-    the step it has reached, in the new, shorter spans.
+    the step it has reached, in the new, shorter spans. That of a claimed case is moved too: it may run again.
+    Reminders whose time went by before the rise are not made up for; the rise itself is paged for.
     """
     targets = {ClockKind.CLAIM.value: claim, ClockKind.ACT.value: act}
-    for clock in tx.scalars(select(Clock).where(col(Clock.case) == case.id, RUNNING)).all():
+    may_run_again = and_(col(Clock.kind) == ClockKind.CLAIM, col(Clock.lapsed_at).is_(None))
+    for clock in tx.scalars(select(Clock).where(col(Clock.case) == case.id, or_(RUNNING, may_run_again))).all():
         target = targets.get(clock.kind)
         if target is None:
             continue
@@ -104,6 +106,7 @@ def raise_level(
             clock.span = int(target.total_seconds())
             clock.step = clock.step if late else first_step(level)
             clock.next_at = step_at(clock.step, clock.due_at, clock.span)
+            _leave_out_reminders(clock, now)
     tx.flush()
     return next_due(tx, case)
 
@@ -120,8 +123,12 @@ def run_again(tx: Tx, case: Case, now: datetime) -> tuple[datetime, str]:
         )
     ).all():
         clock.met_at = None
-        while clock.next_at is not None and clock.step < Step.LAPSED and clock.next_at <= now:
-            clock.step += 1
-            clock.next_at = step_at(clock.step, clock.due_at, clock.span or 0)
+        _leave_out_reminders(clock, now)
     tx.flush()
     return next_due(tx, case)
+
+
+def _leave_out_reminders(clock: Clock, now: datetime) -> None:
+    while clock.next_at is not None and clock.step < Step.LAPSED and clock.next_at <= now:
+        clock.step += 1
+        clock.next_at = step_at(clock.step, clock.due_at, clock.span or 0)

@@ -4,11 +4,11 @@ The provider's own list says what is left, so nothing is forgotten by a crash, a
 A copy goes only when its words are stored here; what is not stored stays there as the second chance.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 from sqlalchemy import literal, select
@@ -16,7 +16,7 @@ from sqlmodel import Session, col
 
 from service import outbox
 from service.db import Sessions, Tx, write
-from service.errors import CarrierFault
+from service.errors import CarrierFault, Refused
 from service.ledger.events import SYSTEM, EventType, Ledger, NewEvent, StateClass, append, fixed_chain
 from service.metrics import seen
 from service.models import Message, OutboxJob, Sign
@@ -65,26 +65,30 @@ class Holder(Protocol[T]):
         """Delete one; return False when that is not possible yet."""
 
 
+C = TypeVar("C", bound=Copy)
+
+
 @dataclass
-class Copies:
+class Copies(Generic[C]):
     """One worker's round of deleting. Pauses between tries are in memory: a new worker tries at once."""
 
     sessions: Sessions
     ledger: Ledger
-    holder: Holder[Copy]
+    holder: Holder[C] = field(repr=False)
     row_key: bytes = field(repr=False)
     _tries: dict[str, tuple[int, datetime]] = field(default_factory=dict, repr=False)
 
-    def clear(self, now: datetime) -> int:
+    def clear(self, now: datetime, stopping: Callable[[], bool] = outbox.never) -> int:
         """Delete at the provider what is stored here, and return how many went. Of several workers one at a time does.
 
+        When it does not answer, or `stopping` says so, the rest is left for the next round.
         Raises CarrierFault when the list cannot be had.
         """
         if not write(self.sessions, partial(_turn, now=now)):
             return 0
         held = list(self.holder.copies(now - KEPT_AT_MOST))
-        left: list[Copy] = []
-        deleted = 0
+        left: list[C] = []
+        answers = True
         for chunk in _chunks(held, 100):
             with self.sessions.read() as session:
                 names = {copy.sid: boxes.provider_name(self.row_key, copy.sid) for copy in chunk}
@@ -92,25 +96,32 @@ class Copies:
             self._report([copy for copy in chunk if not copy.inbound and copy.final], names, now)
             for copy in chunk:
                 known = names[copy.sid] in ours or (not copy.inbound and now - copy.at > STRANGER)
-                if known and copy.final and self._delete(copy, now):
-                    deleted += 1
-                else:
+                gone = False
+                if known and copy.final and answers and not stopping() and self._is_due(copy, now):
+                    gone, answers = self._delete(copy, now)
+                if not gone:
                     left.append(copy)
-        self._tries = {sid: tried for sid, tried in self._tries.items() if sid in {copy.sid for copy in left}}
+        waiting = {copy.sid for copy in left}
+        self._tries = {sid: tried for sid, tried in self._tries.items() if sid in waiting}
+        deleted = len(held) - len(left)
         write(self.sessions, partial(self._note, deleted=deleted, left=left, now=now))
         return deleted
 
-    def _delete(self, copy: Copy, now: datetime) -> bool:
-        tries, not_before = self._tries.get(copy.sid, (0, now))
-        if now < not_before:
-            return False
+    def _is_due(self, copy: C, now: datetime) -> bool:
+        return copy.sid not in self._tries or self._tries[copy.sid][1] <= now
+
+    def _delete(self, copy: C, now: datetime) -> tuple[bool, bool]:
+        """Return whether it is gone, and whether the provider answers."""
+        tries, _ = self._tries.get(copy.sid, (0, now))
+        answers = True
         try:
             if self.holder.delete(copy):
-                return True
+                return True, True
         except CarrierFault as fault:
+            answers = isinstance(fault, Refused)
             log.warning("copy_not_deleted", error=type(fault).__name__, count=tries + 1)
-        self._tries[copy.sid] = (tries + 1, now + min(LONGEST_PAUSE, EVERY * 2**tries))
-        return False
+        self._tries[copy.sid] = (tries + 1, now + min(LONGEST_PAUSE, EVERY * 2 ** min(tries, 10)))
+        return False, answers
 
     def _report(self, copies: Sequence[Copy], names: dict[str, bytes], now: datetime) -> None:
         """Keep how a text of ours ended before its copy goes: the provider's call may never have come."""
@@ -132,7 +143,8 @@ class Copies:
 def _turn(tx: Tx, *, now: datetime) -> bool:
     """Return whether this worker has the next turn."""
     last = tx.scalars(select(Sign).where(col(Sign.name) == TURN).with_for_update()).one_or_none()
-    if last is not None and last.at > now - EVERY:
+    # One from further ahead was left by a host whose clock is wrong: it must not stop the others.
+    if last is not None and now - EVERY < last.at < now + EVERY:
         return False
     seen(tx, TURN, now)
     return True

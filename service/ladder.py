@@ -4,23 +4,24 @@ Telling somebody is a text without content to the numbers of the duty list: "ope
 taken once, in one transaction with its event and its outbox rows, whoever takes it and however late.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
 
 import structlog
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlmodel import Session, col
 
 from service import outbox
 from service.cases import change, state_class
 from service.clocks import RUNNING, Step, step_at
-from service.db import Sessions, Tx, write
+from service.db import Sessions, Tx
 from service.errors import CannotOpen
 from service.ledger.events import SYSTEM, EventType, Ledger, NewEvent
 from service.models import Case, CaseSeal, Clock, JobState, OutboxJob, State
+from service.outbox import never
 from service.vault.cards import Cards, UnitKind
 
 log = structlog.get_logger("ladder")
@@ -28,7 +29,7 @@ log = structlog.get_logger("ladder")
 RING_WITHIN = timedelta(hours=1)  # after that the next steps have long told others
 SUPERVISOR = "/supervisor"
 STAFF_LANGUAGE = "km"
-BATCH = 20  # in one transaction, which intake waits for on SQLite
+BATCH = 100  # in one round; each in a transaction of its own, because intake waits for that on SQLite
 
 
 @dataclass(frozen=True)
@@ -41,32 +42,38 @@ class Watch:
     duty: Mapping[str, Sequence[str]] = field(repr=False)
 
 
-def answer_pages(sessions: Sessions, watch: Watch, now: datetime) -> int:
+def answer_pages(sessions: Sessions, watch: Watch, now: datetime, stopping: Callable[[], bool] = never) -> int:
     """Tell whoever is on duty for each case that asks for it now, and return how many asked. Safe to run at once."""
-    return write(sessions, partial(_answer, watch=watch, now=now))
+    with sessions.read() as session:
+        pages = session.scalars(outbox.waiting(outbox.PAGE, now).with_only_columns(col(OutboxJob.id)).limit(BATCH))
+        steps = [partial(_answer, watch=watch, page_id=page, now=now) for page in pages]
+    return outbox.each(sessions, steps, stopping)
 
 
-def _answer(tx: Tx, *, watch: Watch, now: datetime) -> int:
-    pages = outbox.take(tx, [outbox.PAGE], now, limit=BATCH)
-    for page in pages:
-        case = tx.get(Case, page.case)
-        try:
-            outbox.check_tag(watch.row_key, page)
-        except CannotOpen:
-            log.error("outbox_row_is_not_ours", kind=page.kind)
-            case = None
-        if case is None:
-            outbox.settle(tx, [page.id], JobState.FAILED, now)
-            continue
-        # A first page that comes late, after somebody has claimed the case, has nothing left to ask for.
-        claimed = case.state != State.OPEN and page.key == f"{outbox.PAGE}:{case.id.hex}"
-        outbox.settle(tx, [page.id], JobState.DROPPED if claimed else JobState.DONE, now)
-        if not claimed:
-            _tell(tx, watch, case, page.key, 0, now)
-    return len(pages)
+def _answer(tx: Tx, *, watch: Watch, page_id: UUID, now: datetime) -> bool:
+    """Answer one page if nobody else is doing so."""
+    taken = outbox.take(tx, outbox.waiting(outbox.PAGE, now).where(col(OutboxJob.id) == page_id), now)
+    if not taken:
+        return False
+    [page] = taken
+    case = tx.get(Case, page.case) if page.case else None
+    try:
+        outbox.check_tag(watch.row_key, page)
+    except CannotOpen:
+        log.error("outbox_row_is_not_ours", kind=page.kind)
+        case = None
+    if case is None:
+        outbox.settle(tx, [page.id], JobState.FAILED, now)
+        return True
+    # A first page that comes late, after somebody has claimed the case, has nothing left to ask for.
+    claimed = case.state != State.OPEN and page.key == f"{outbox.PAGE}:{case.id.hex}"
+    outbox.settle(tx, [page.id], JobState.DROPPED if claimed else JobState.DONE, now)
+    if not claimed:
+        _tell(tx, watch, case, page.key, 0, now)
+    return True
 
 
-def climb(sessions: Sessions, watch: Watch, now: datetime) -> int:
+def climb(sessions: Sessions, watch: Watch, now: datetime, stopping: Callable[[], bool] = never) -> int:
     """Take every step of a ladder whose time has come, each once, and return how many. Safe to run at once."""
     with sessions.read() as session:
         due = session.execute(
@@ -75,24 +82,23 @@ def climb(sessions: Sessions, watch: Watch, now: datetime) -> int:
             .order_by(col(Clock.next_at))
             .limit(BATCH)
         ).all()
-    return sum(write(sessions, partial(_step, watch=watch, clock_id=c, step=s, now=now)) for c, s in due)
+    steps = [partial(_step, watch=watch, clock_id=clock, step=step, now=now) for clock, step in due]
+    return outbox.each(sessions, steps, stopping)
 
 
 def _step(tx: Tx, *, watch: Watch, clock_id: UUID, step: int, now: datetime) -> bool:
     """Take one step if nobody else has taken it, and nobody has met the clock."""
-    clock = tx.get(Clock, clock_id)
-    if clock is None:
-        return False
-    after = step_at(step + 1, clock.due_at, clock.span or 0)
-    moved = tx.execute(
-        update(Clock)
+    clock = tx.scalars(
+        # With the lock, so that a deadline that is brought forward meanwhile is not counted from the old one.
+        select(Clock)
         .where(col(Clock.id) == clock_id, col(Clock.step) == step, col(Clock.next_at) <= now, RUNNING)
-        .values(step=step + 1, next_at=after)
-        .execution_options(synchronize_session=False)
-    )
-    case = tx.get(Case, clock.case)
-    if moved.rowcount != 1 or case is None:  # type: ignore[attr-defined]
+        .with_for_update()
+    ).one_or_none()
+    case = tx.get(Case, clock.case) if clock else None
+    if clock is None or case is None:
         return False
+    clock.step, clock.next_at = step + 1, step_at(step + 1, clock.due_at, clock.span or 0)
+    tx.flush()
     _tell(tx, watch, case, f"{clock.kind}:{clock.id.hex}:{step}", step, now)
     return True
 

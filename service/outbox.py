@@ -5,22 +5,28 @@ sent (keys.md section 3). Several workers take rows at once; one that dies while
 knows whether it was sent, and such a row is looked for at the provider and never sent again (twilio.md section 5).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
-from sqlalchemy import Table, select, update
+import structlog
+from sqlalchemy import Select, Table, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, col
 
 from service.cases import change, find, state_class
-from service.db import Tx
+from service.db import Sessions, Tx, write
 from service.errors import NotFound
-from service.ledger.events import EventType, Ledger, NewEvent
+from service.ledger.events import EventType, Ledger, NewEvent, utc_seconds
+from service.logs import place
 from service.models import Case, JobState, OutboxJob, ProviderReport
 from service.vault import boxes
 from service.walls import Viewer, readable
+
+T = TypeVar("T")
+
+log = structlog.get_logger("outbox")
 
 ACKNOWLEDGE = "acknowledge"  # one neutral text to a tipster
 PAGE = "page"  # tell whoever is on duty for a case: becomes a ring for each number
@@ -54,26 +60,26 @@ def job(
         "case": case,
         "contact": contact,
         "duty": duty,
-    }
-    tag = boxes.row_tag(row_key, fixed_columns(row))
-    state = {
-        "language": language,
-        "state": JobState.WAITING,
-        "attempts": 0,
-        "not_before": now,
         "expires_at": now + within,
     }
-    return row | state | {"row_tag": tag}
+    state = {"language": language, "state": JobState.WAITING, "attempts": 0, "not_before": now}
+    return retagged(row_key, row | state)
 
 
 def retagged(row_key: bytes, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `row`, of which a fixed column was changed before it was written, with its tag."""
+    """Return `row` with the tag of its fixed columns; for one that is not written yet."""
     return {**row, "row_tag": boxes.row_tag(row_key, fixed_columns(row))}
 
 
 def fixed_columns(row: Mapping[str, Any]) -> dict[str, object]:
-    """Return the columns of an outbox row that its tag is over: nobody else may have texts sent."""
+    """Return the columns of an outbox row that its tag is over: nobody else may have texts sent.
+
+    What becomes a text has its end among them. Otherwise an old row could be made to wait again, and whoever watches
+    a phone while its text comes would know whose it is.
+    """
     fixed = {"table": "outbox", **{name: row[name] for name in ("id", "key", "kind", "case", "contact")}}
+    if row["kind"] != PAGE:
+        fixed["expires"] = utc_seconds(row["expires_at"])
     return fixed if row.get("duty") is None else {**fixed, "duty": row["duty"]}
 
 
@@ -85,20 +91,54 @@ def check_tag(row_key: bytes, row: OutboxJob) -> None:
 # --- the worker's side ----------------------------------------------------------------------------------
 
 
-def take(tx: Tx, kinds: Iterable[str], now: datetime, *, limit: int) -> list[OutboxJob]:
-    """Return waiting rows whose time has come, oldest first, as taken by the caller for `LEASE`.
+def never() -> bool:
+    """Return that nobody asks to stop."""
+    return False
+
+
+def each(sessions: Sessions, steps: Iterable[Callable[[Tx], bool]], stopping: Callable[[], bool] = never) -> int:
+    """Run each step in a transaction of its own, until `stopping` says so, and return how many did something.
+
+    One that fails is logged and left for the next round: a broken case must not keep people from being told of the
+    others. Raises StorageUnavailable when the database is away.
+    """
+    done = 0
+    for step in steps:
+        if stopping():
+            break
+        try:
+            done += write(sessions, step)
+        except Exception as fault:  # noqa: BLE001 - whatever it is, it is this row's alone
+            log.error("step_failed", error=type(fault).__name__, place=place(fault))
+            with sessions.read() as session:
+                session.execute(select(1))  # if this raises, so would all the others
+    return done
+
+
+def waiting(kind: str, now: datetime) -> Select[OutboxJob]:
+    """Return the query for rows of `kind` that wait and whose time has come, oldest first."""
+    return (
+        select(OutboxJob)
+        .where(col(OutboxJob.state) == JobState.WAITING, col(OutboxJob.not_before) <= now)
+        .where(col(OutboxJob.kind) == kind)
+        .order_by(col(OutboxJob.not_before), col(OutboxJob.id))
+    )
+
+
+def locked(rows: Select[T]) -> Select[T]:
+    """Return the query for those of `rows` that nobody else is changing, to be changed by the caller.
+
+    Waiting for what another worker holds, or holding off rows that only point here, would end in deadlocks.
+    """
+    return rows.with_for_update(skip_locked=True, key_share=True)
+
+
+def take(tx: Tx, rows: Select[OutboxJob], now: datetime) -> list[OutboxJob]:
+    """Return those of `rows`, of `waiting`, that nobody else is taking, as taken by the caller for `LEASE`.
 
     Two callers never get the same row. What is not settled until the lease ends counts as perhaps sent.
     """
-    waiting = (
-        select(OutboxJob)
-        .where(col(OutboxJob.state) == JobState.WAITING, col(OutboxJob.not_before) <= now)
-        .where(col(OutboxJob.kind).in_(list(kinds)))
-        .order_by(col(OutboxJob.not_before), col(OutboxJob.id))
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    taken = list(tx.scalars(waiting).all())
+    taken = list(tx.scalars(locked(rows)).all())
     for row in taken:
         row.state, row.attempts = JobState.SENDING, row.attempts + 1
         row.tried_at, row.until = now, now + LEASE
@@ -187,7 +227,9 @@ def see(tx: Tx, ledger: Ledger, viewer: Viewer, case_id: UUID, job_id: UUID, now
     """Note that `viewer` has seen a text that did not arrive, or may not have. Raises NoSuchCase, NotFound."""
     case = find(tx, viewer, case_id)
     row = tx.scalars(
-        select(OutboxJob).where(col(OutboxJob.id) == job_id, col(OutboxJob.case) == case.id).with_for_update()
+        select(OutboxJob)
+        .where(col(OutboxJob.id) == job_id, col(OutboxJob.case) == case.id)
+        .with_for_update(key_share=True)
     ).one_or_none()
     if row is None or row.state not in NEEDS_A_PERSON:
         raise NotFound("There is no such text.")

@@ -15,17 +15,18 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import exists, or_, select
 from sqlmodel import col
 
 from service import outbox
 from service.cases import change, state_class
 from service.db import Sessions, Tx, write
-from service.errors import CannotOpen, CarrierFault, NotSent, Refused
+from service.errors import CannotOpen, CarrierFault, HotlineError, NotSent, Refused
 from service.ladder import RING_WITHIN
 from service.ledger.events import SYSTEM, EventType, Ledger, NewEvent
 from service.logs import place
 from service.models import Case, Contact, JobState, OutboxJob, ProviderReport
+from service.outbox import never
 from service.vault import boxes
 from service.vault.contacts import contact_row, open_contact
 
@@ -35,6 +36,7 @@ OPTED_OUT = 21610  # Twilio's word for "this number has asked for no more texts"
 QUIET = timedelta(seconds=60)  # never twice within this (twilio.md section 5)
 LOOK_EVERY = timedelta(seconds=15)
 LONGEST_PAUSE = 300.0  # seconds between two tries (twilio.md section 5: 1 s to 5 min)
+RINGS = 500  # taken at once: what waits for one phone goes in one text
 FINAL = (JobState.DONE, JobState.DROPPED, JobState.FAILED, JobState.UNKNOWN)
 BATCH = 20
 PHNOM_PENH = ZoneInfo("Asia/Phnom_Penh")
@@ -54,6 +56,12 @@ ACKNOWLEDGEMENTS: Mapping[str, str] = {
     "de": "Nachricht erhalten. Danke.",
 }
 RING_WORDS = "សូមបើកបញ្ជី។ Please open the queue. {time}"
+
+
+def _quiet_after(moment: datetime) -> datetime:
+    """Return until when a contact gets no text: to the full minute, which does not tell when somebody wrote."""
+    return (moment + QUIET).replace(second=0, microsecond=0) + timedelta(minutes=1)
+
 
 _REPORTS = {"accepted": 0, "scheduled": 0, "queued": 1, "sending": 2, "sent": 3, "delivered": 4, "read": 5}
 _LOST = {"undelivered": 4, "failed": 4, "canceled": 4}
@@ -90,29 +98,37 @@ class Relay:
 
     sessions: Sessions
     ledger: Ledger
-    carrier: Carrier
+    carrier: Carrier = field(repr=False)
     row_key: bytes = field(repr=False)
     privates: Mapping[int, bytes] = field(repr=False)
     duty: Mapping[str, Sequence[str]] = field(repr=False)
     now: Callable[[], datetime]
 
-    def send_due(self, pool: Executor) -> int:
-        """Send what waits and may be sent now, a few at once, and return how many rows were taken."""
-        taken, errands = write(self.sessions, partial(self._take, now=self.now()))
-        list(pool.map(self._send, errands))
+    def send_due(self, pool: Executor, stopping: Callable[[], bool] = never) -> int:
+        """Send what waits and may be sent now, a few at once, and return how many rows were taken.
+
+        stopping: what has not been begun when this says so is left to the next who takes it.
+        """
+        taken, late, errands = write(self.sessions, partial(self._take, now=self.now()))
+        list(pool.map(partial(self._send, stopping=stopping), errands))
+        outbox.each(self.sessions, [partial(self._too_late, job=job, now=self.now()) for job in late])
         return taken
 
     # --- deciding, in one transaction with taking the row ---
 
-    def _take(self, tx: Tx, *, now: datetime) -> tuple[int, list[Errand]]:
-        rows = outbox.take(tx, [outbox.ACKNOWLEDGE, outbox.RING], now, limit=BATCH)
+    def _take(self, tx: Tx, *, now: datetime) -> tuple[int, list[UUID], list[Errand]]:
+        # People on duty come first: a flood of tips must not have all its answers sent before anybody is told of it.
+        rows = outbox.take(tx, outbox.waiting(outbox.RING, now).limit(RINGS), now)
+        rows += outbox.take(tx, outbox.waiting(outbox.ACKNOWLEDGE, now).limit(BATCH), now)
+        late: list[UUID] = []
         errands: dict[str, Errand] = {}
         for row in rows:
+            if row.expires_at < now:
+                late.append(row.id)
+                continue
             errand = self._errand(tx, row)
             if errand is None:
                 outbox.settle(tx, [row.id], JobState.FAILED, now)
-            elif row.expires_at < now:
-                self._end(tx, row, JobState.DROPPED if row.kind == outbox.ACKNOWLEDGE else JobState.FAILED, now)
             elif row.kind == outbox.RING:
                 # Many urgent tips at once must not make a phone on duty useless: what waits for it goes in one text.
                 first = errands.setdefault(errand.to, errand)
@@ -122,20 +138,27 @@ class Relay:
             elif self._may_answer(tx, row, now):
                 errands[row.key] = errand
         tx.flush()
-        return len(rows), list(errands.values())
+        return len(rows), late, list(errands.values())
 
     def _may_answer(self, tx: Tx, row: OutboxJob, now: datetime) -> bool:
-        """Return whether the tipster may get this text now; if so the contact is quiet from here on."""
-        contact = tx.scalars(select(Contact).where(col(Contact.id) == row.contact).with_for_update()).one()
+        """Return whether the tipster may get this text now; if so the contact is quiet while it may be on its way."""
+        mine = outbox.locked(select(Contact).where(col(Contact.id) == row.contact))
+        contact = tx.scalars(mine.execution_options(populate_existing=True)).one_or_none()
+        if contact is None:  # somebody else decides about it just now
+            outbox.put_back(tx, [row.id], now + timedelta(seconds=1))
+            return False
         if contact.opted_out_at is not None:
             outbox.settle(tx, [row.id], JobState.DROPPED, now)
             return False
         if contact.quiet_until is not None and contact.quiet_until > now:
             outbox.put_back(tx, [row.id], contact.quiet_until)
             return False
-        # To the full minute: the row must not tell when exactly somebody wrote.
-        contact.quiet_until = (now + QUIET).replace(second=0, microsecond=0) + timedelta(minutes=1)
+        contact.quiet_until = _quiet_after(now + outbox.LEASE)
         tx.flush()
+        return True
+
+    def _too_late(self, tx: Tx, *, job: UUID, now: datetime) -> bool:
+        self._give_up(tx, tx.get_one(OutboxJob, job), now)
         return True
 
     def _errand(self, tx: Tx, row: OutboxJob) -> Errand | None:
@@ -147,6 +170,7 @@ class Relay:
             log.error("outbox_row_is_not_ours", kind=row.kind)
             return None
         if to is None:
+            log.error("number_is_gone", kind=row.kind)
             return None
         return Errand((row.id,), row.tried_at or self.now(), to, text)
 
@@ -170,8 +194,11 @@ class Relay:
 
     # --- sending, outside any transaction ---
 
-    def _send(self, errand: Errand) -> None:
+    def _send(self, errand: Errand, *, stopping: Callable[[], bool]) -> None:
         """Send one text and write what came of it. A crash in between leaves a row that is looked for."""
+        if stopping() or self.now() - errand.since > outbox.LEASE / 3:  # the rest is for the sending itself
+            self._write(self._try_again, errand, after=None)
+            return
         try:
             sid = self.carrier.send(errand.to, errand.text)
         except NotSent as fault:
@@ -186,31 +213,46 @@ class Relay:
             self._write(self._sent, errand, sid=sid)
 
     def _write(self, what: Callable[..., None], errand: Errand, **more: object) -> None:
-        write(self.sessions, partial(what, errand=errand, now=self.now(), **more))
+        """Write what came of it, once: written twice it might put back what somebody else is sending by then.
+
+        What cannot be written leaves rows that are looked for; the other texts go on.
+        """
+        try:
+            write(self.sessions, partial(what, errand=errand, now=self.now(), **more))
+        except Exception as fault:  # noqa: BLE001 - see above
+            log.error("outcome_not_written", error=type(fault).__name__, place=place(fault))
 
     def _try_again(self, tx: Tx, *, errand: Errand, now: datetime, after: float | None) -> None:
         for row in self._rows(tx, errand):
             pause = min(LONGEST_PAUSE, max(after or 0.0, 2.0 ** min(row.attempts - 1, 9)))
-            at = now + timedelta(seconds=pause * random.uniform(0.75, 1.25))  # noqa: S311 - jitter
+            at = now + timedelta(seconds=pause * random.uniform(1, 1.25))  # noqa: S311 - jitter
             if at < row.expires_at:
                 outbox.put_back(tx, [row.id], at)
             else:
-                self._end(tx, row, JobState.DROPPED if row.kind == outbox.ACKNOWLEDGE else JobState.FAILED, now)
-            if row.contact is not None:
-                tx.get_one(Contact, row.contact).quiet_until = None
+                self._give_up(tx, row, now)
+            contact = tx.get_one(Contact, row.contact) if row.contact else None
+            if contact is not None and contact.quiet_until == _quiet_after(errand.since + outbox.LEASE):
+                contact.quiet_until = None
 
     def _refused(self, tx: Tx, *, errand: Errand, now: datetime, code: int) -> None:
         for row in self._rows(tx, errand):
             self._lost(tx, row, code, now)
 
     def _unclear(self, tx: Tx, *, errand: Errand, now: datetime) -> None:
+        self._be_quiet(tx, self._rows(tx, errand)[0], now)
         outbox.look_for(tx, errand.jobs, now)
 
     def _sent(self, tx: Tx, *, errand: Errand, now: datetime, sid: str) -> None:
-        first, *others = self._rows(tx, errand)
-        name = boxes.provider_name(self.row_key, sid)
-        if outbox.settle(tx, [first.id, *(row.id for row in others)], JobState.DONE, now, sid=name):
+        first = self._rows(tx, errand)[0]
+        self._be_quiet(tx, first, now)
+        if outbox.settle(tx, errand.jobs, JobState.DONE, now, sid=boxes.provider_name(self.row_key, sid)):
             self._tell(tx, first, EventType.REPLY_SENT, now)
+
+    @staticmethod
+    def _be_quiet(tx: Tx, row: OutboxJob, now: datetime) -> None:
+        if row.contact is not None:
+            tx.get_one(Contact, row.contact).quiet_until = _quiet_after(now)
+            tx.flush()
 
     @staticmethod
     def _rows(tx: Tx, errand: Errand) -> list[OutboxJob]:
@@ -219,7 +261,7 @@ class Relay:
 
     # --- what came of it ---
 
-    def look_for_unclear(self) -> int:
+    def look_for_unclear(self, stopping: Callable[[], bool] = never) -> int:
         """Look at the provider's list for what may have been sent, and return how many rows were settled.
 
         Found: done. Not found until the time for looking is over: unknown, and a person decides.
@@ -233,25 +275,30 @@ class Relay:
                 .order_by(col(OutboxJob.tried_at))
                 .limit(10 * BATCH)
             ).all()
-        return sum(self._look(job) for job in waiting)
+        settled, answers = 0, True
+        for job in waiting:
+            if stopping():
+                break
+            try:
+                errand = write(self.sessions, partial(self._claim_look, job=job, now=self.now()))
+                if errand is None:
+                    continue
+                found, answers = self._find(errand) if answers else ([], False)
+                settled += write(self.sessions, partial(self._looked, errand=errand, found=found, now=self.now()))
+            except HotlineError as fault:  # this row's alone, and it is looked for again
+                log.error("look_failed", error=type(fault).__name__, place=place(fault))
+        return settled
 
-    def _look(self, job: UUID) -> bool:
-        errand = write(self.sessions, partial(self._claim_look, job=job, now=self.now()))
-        if errand is None:
-            return False
+    def _find(self, errand: Errand) -> tuple[Sequence[str], bool]:
+        """Return the ids of such texts, and whether the provider answers: if not, the next would wait in vain."""
         try:
-            found = self.carrier.find(errand.to, errand.text, errand.since)
+            return self.carrier.find(errand.to, errand.text, errand.since), True
         except CarrierFault:
-            found = []
-        return write(self.sessions, partial(self._looked, errand=errand, found=found, now=self.now()))
+            return [], False
 
     def _claim_look(self, tx: Tx, *, job: UUID, now: datetime) -> Errand | None:
-        row = tx.scalars(
-            select(OutboxJob)
-            .where(col(OutboxJob.id) == job, col(OutboxJob.state) == JobState.CHECKING)
-            .where(col(OutboxJob.not_before) <= now)
-            .with_for_update(skip_locked=True)
-        ).one_or_none()
+        due = (col(OutboxJob.state) == JobState.CHECKING, col(OutboxJob.not_before) <= now)
+        row = tx.scalars(outbox.locked(select(OutboxJob).where(col(OutboxJob.id) == job, *due))).one_or_none()
         if row is None:
             return None
         row.not_before = now + LOOK_EVERY
@@ -268,7 +315,9 @@ class Relay:
         return errand
 
     def _looked(self, tx: Tx, *, errand: Errand, found: Sequence[str], now: datetime) -> bool:
-        row = tx.scalars(select(OutboxJob).where(col(OutboxJob.id) == errand.jobs[0]).with_for_update()).one()
+        row = tx.scalars(
+            select(OutboxJob).where(col(OutboxJob.id) == errand.jobs[0]).with_for_update(key_share=True)
+        ).one()
         if row.state != JobState.CHECKING:
             return False
         names = [boxes.provider_name(self.row_key, sid) for sid in found]
@@ -283,28 +332,42 @@ class Relay:
         self._end(tx, row, JobState.UNKNOWN, now)
         return True
 
-    def take_reports(self) -> int:
+    def take_reports(self, stopping: Callable[[], bool] = never) -> int:
         """Bring what the provider told to the rows that it is about, and return how many reports were taken.
 
-        A state never goes back: reports come in any order (twilio.md section 5).
+        A state never goes back: reports come in any order (twilio.md section 5). One without a row waits as long as
+        rows are looked for: its row may not know its id yet.
         """
-        return write(self.sessions, partial(self._take_reports, now=self.now()))
+        now = self.now()
+        known = exists().where(col(OutboxJob.sid) == col(ProviderReport.sid))
+        with self.sessions.read() as session:
+            reports = session.execute(
+                select(col(ProviderReport.sid), col(ProviderReport.status))
+                .where(or_(known, col(ProviderReport.at) <= now - outbox.LOOKING))
+                .order_by(col(ProviderReport.at))
+                .limit(10 * BATCH)
+            ).all()
+        steps = [partial(self._take_report, sid=sid, status=status, now=now) for sid, status in reports]
+        return outbox.each(self.sessions, steps, stopping)
 
-    def _take_reports(self, tx: Tx, *, now: datetime) -> int:
-        reports = tx.scalars(
-            select(ProviderReport).order_by(col(ProviderReport.at)).limit(10 * BATCH).with_for_update(skip_locked=True)
-        ).all()
-        taken = 0
-        for report in reports:
-            row = tx.scalars(select(OutboxJob).where(col(OutboxJob.sid) == report.sid)).one_or_none()
-            if row is None and now - report.at < outbox.LOOKING:
-                continue  # it may belong to a row whose id is not known yet
-            tx.delete(report)
-            taken += 1
-            if row is not None:
-                self._reported(tx, row, report, now)
+    def _take_report(self, tx: Tx, *, sid: bytes, status: str, now: datetime) -> bool:
+        report = tx.get(ProviderReport, (sid, status), with_for_update={"skip_locked": True})
+        if report is None:
+            return False
+        tx.delete(report)
+        # With the lock: of two reports at once the later one must see what the earlier one said.
+        first = tx.scalars(
+            select(OutboxJob).where(col(OutboxJob.sid) == sid).with_for_update(key_share=True)
+        ).one_or_none()
+        rows = [first] if first is not None else []
+        if first is not None and status in _LOST:  # what went in the same text is lost with it
+            rows += tx.scalars(
+                select(OutboxJob).where(col(OutboxJob.joined) == first.id).with_for_update(key_share=True)
+            ).all()
+        for row in rows:
+            self._reported(tx, row, report, now)
         tx.flush()
-        return taken
+        return True
 
     def _reported(self, tx: Tx, row: OutboxJob, report: ProviderReport, now: datetime) -> None:
         ranks = _REPORTS | _LOST
@@ -323,6 +386,10 @@ class Relay:
             contact.opted_out_at = contact.opted_out_at or now
         row.code = code
         self._end(tx, row, JobState.DROPPED if unwanted else JobState.FAILED, now)
+
+    def _give_up(self, tx: Tx, row: OutboxJob, now: datetime) -> None:
+        """End a row that was not sent while it was worth it: a tipster is better left alone, staff must be told."""
+        self._end(tx, row, JobState.DROPPED if row.kind == outbox.ACKNOWLEDGE else JobState.FAILED, now)
 
     def _end(self, tx: Tx, row: OutboxJob, state: JobState, now: datetime) -> None:
         row.state, row.done_at, row.until = state, now, None

@@ -19,7 +19,6 @@ from sqlmodel import Session
 from service.cases import case_key_row
 from service.ceremony import Founding
 from service.db import Sessions
-from service.outbox import fixed_columns
 from service.errors import CannotOpen
 from service.ledger import events as ledger
 from service.ledger.events import EventType
@@ -40,6 +39,7 @@ from service.models import (
     OutboxJob,
     Tip,
 )
+from service.outbox import fixed_columns
 from service.vault import blobs, boxes, envelope
 from service.vault.cards import UnitKind
 from service.vault.contacts import open_contact

@@ -15,7 +15,7 @@ def free_offset() -> int:
     while True:
         offset = random.randrange(1000, 20_000)  # below the ports that connections are given
         try:
-            demo.check_ports(Ports(8000 + offset, 8001 + offset, 8003 + offset), offset)
+            demo.check_ports(Ports.at(offset), offset)
         except CannotStart:
             continue
         return offset

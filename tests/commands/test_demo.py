@@ -19,7 +19,7 @@ from service.errors import StorageUnavailable
 from tests.commands.builders import free_offset
 
 ROOT = Path(__file__).resolve().parents[2]
-PORTS = Ports(8000, 8001, 8003)
+PORTS = Ports.at(0)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_a_second_start_keeps_the_data(empty, quick):
     first = demo.prepare(empty, PORTS, reset=False)
-    second = demo.prepare(empty, Ports(9000, 9001, 9003), reset=False)
+    second = demo.prepare(empty, Ports.at(1000), reset=False)
 
     assert len(quick) == 1
     assert empty.state is State.COMPLETE
@@ -60,6 +60,8 @@ def test_a_second_start_keeps_the_data(empty, quick):
     assert second == first | {
         "HOTLINE_PUBLIC_PORT": "9000",
         "HOTLINE_STAFF_PORT": "9001",
+        "HOTLINE_SIMULATOR_PORT": "9002",
+        "HOTLINE_TWILIO_API_URL": "http://127.0.0.1:9002",
         "HOTLINE_METRICS_PORT": "9003",
     }
     # The ledger is named after the public address: it must not change with a port.
@@ -227,16 +229,16 @@ def test_an_offset_without_ports_is_wrong_use(offset):
 
 
 def test_a_child_that_ends_is_said_and_ends_the_demo(empty, capsys):
-    """A public process without settings refuses to start."""
+    """A simulator outside of the demo, like any process without its settings, refuses to start."""
     (empty.path / "logs").mkdir()
     wrong = {"HOTLINE_DATABASE_URL": f"sqlite:///{empty.path}/none.db", "PYTHONPATH": str(ROOT)}
     offset = free_offset()
 
-    assert demo.run(empty, wrong, Ports(8000 + offset, 8001 + offset, 8003 + offset), time.monotonic()) == 1
+    assert demo.run(empty, wrong, Ports.at(offset), time.monotonic()) == 1
 
     shown = capsys.readouterr().err
     assert "ended by itself with exit code 2" in shown
-    assert "HOTLINE_ROW_KEY_FILE" in shown
+    assert "HOTLINE_SETTINGS names none" in shown
     assert "The demo stops." in shown
 
 

@@ -20,7 +20,7 @@ def a_child(tmp_path: Path, code: str) -> Child:
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
-    return Child("public", process, tmp_path / "public.log", "http://127.0.0.1:9/")
+    return Child("public", process, tmp_path / "public.log", processes.answers("http://127.0.0.1:9/"))
 
 
 def test_a_child_that_does_not_listen_is_killed_after_a_while(tmp_path):
@@ -48,7 +48,7 @@ def test_no_child_outlives_a_demo_that_was_killed(tmp_path):
     (tmp_path / "python").chmod(0o755)
     parent = (
         "import pathlib, sys, time; from commands import processes; sys.executable = sys.argv[1]\n"
-        "child = processes.start('public', [], {}, log=pathlib.Path(sys.argv[2]), ready='')\n"
+        "child = processes.start('public', [], {}, log=pathlib.Path(sys.argv[2]), ready=bool)\n"
         "print(child.process.pid, flush=True); time.sleep(60)"
     )
     arguments = [sys.executable, "-c", parent, str(tmp_path / "python"), str(tmp_path / "log")]
@@ -59,3 +59,13 @@ def test_no_child_outlives_a_demo_that_was_killed(tmp_path):
         process.kill()
 
     assert soon(lambda: not running(child))
+
+
+def test_a_child_that_listens_on_nothing_is_ready_when_its_log_says_so(tmp_path):
+    log = tmp_path / "worker.log"
+    ready = processes.logged(log, "worker_ready")
+    assert not ready()
+    log.write_text('{"event": "worker_starts"}\n')
+    assert not ready()
+    log.write_text('{"event": "worker_ready"}\n')
+    assert ready()

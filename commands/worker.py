@@ -1,0 +1,247 @@
+"""``hotline worker``: sends texts, climbs ladders, clears what the provider still holds. Listens on nothing."""
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import structlog
+from sqlalchemy import func, select
+from sqlmodel import col
+
+from commands.serve import open_ready_database, read_deck, read_relay, refuse_foreign_secrets
+from service import cases, ladder, logs, metrics
+from service.config import Settings, read_secret, settings_from_environment
+from service.copies import Copies
+from service.db import Sessions, write
+from service.errors import HotlineError, Misconfigured
+from service.ladder import SUPERVISOR, Watch
+from service.ledger.events import Ledger
+from service.models import Sign
+from service.relay import Relay
+from service.vault.boxes import public_of
+from service.vault.cards import Cards, RelayKey, UnitKind
+
+log = structlog.get_logger("worker")
+
+SENDERS = 4
+STATUS_PATH = "/webhooks/twilio/sms/status"
+ALIVE_EVERY = timedelta(seconds=10)
+STUCK = timedelta(minutes=2)  # longer than any round takes that gets through
+JUMP = timedelta(minutes=5)  # threats.md T-51
+READY = "worker_ready"
+
+EPILOG = """\
+It acknowledges texts, tells people on duty (HOTLINE_DUTY), ends claims that ran out, climbs the ladder when nobody
+claims, and deletes at the provider what is stored here. Several may run at once, on one host or on many.
+
+Settings come from HOTLINE_* variables or the file that HOTLINE_SETTINGS names; docs/operating.md lists them.
+It needs the database at this version: hotline migrate.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run until SIGTERM or Ctrl-C. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="hotline worker",
+        description="Run the worker: the one process that can open a phone number. It listens on nothing.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(arguments)
+    settings = settings_from_environment()
+    logs.configure("worker", level=settings.log_level)
+    worker = build(settings)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    worker.run(stopping)
+    return 0
+
+
+def _since_boot() -> float:
+    """Return seconds that go on evenly, also while the host sleeps where its system knows that (Linux)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+class SteadyTime:
+    """The time that deadlines are compared with: it goes on evenly when the host's clock is set (threats.md T-51).
+
+    It begins at the host's time. While it runs, a jump of the host's clock of more than five minutes is reported and
+    not followed.
+    """
+
+    def __init__(
+        self,
+        *,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = _since_boot,
+    ) -> None:
+        self._wall, self._monotonic = wall, monotonic
+        self._set = wall(), monotonic()  # read and written whole: many threads ask for the time
+        self._warned = False
+
+    def __call__(self) -> datetime:
+        """Return the time in UTC."""
+        base, mark = self._set
+        now = base + timedelta(seconds=self._monotonic() - mark)
+        wall = self._wall()
+        if abs(wall - now) <= JUMP:
+            self._warned = False
+            if wall > now:  # small corrections are followed, and never backwards
+                self._set = wall, self._monotonic()
+                return wall
+        elif not self._warned:
+            self._warned = True
+            log.error("clock_jumped", setting="host clock")
+        return now
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Everything the worker does, each as one round that is safe to run twice and at once."""
+
+    sessions: Sessions
+    relay: Relay
+    watch: Watch
+    copies: Copies[Any]
+    now: Callable[[], datetime]
+
+    def run(self, stopping: threading.Event) -> None:
+        """Work until `stopping`. What fails is logged and tried again: one broken duty does not stop the others."""
+        pool = ThreadPoolExecutor(SENDERS, thread_name_prefix="sender")
+        stop = stopping.is_set
+        vital = {
+            "pages": _Duty(partial(self.tell, stop), 1.0),
+            "texts": _Duty(partial(self.relay.send_due, pool, stop), 0.5),
+        }
+        duties = vital | {
+            "alive": _Duty(partial(self.alive, vital.values()), ALIVE_EVERY.total_seconds()),
+            "leases": _Duty(self.end_claims, 1.0),
+            "unclear": _Duty(partial(self.relay.look_for_unclear, stop), 5.0),
+            "reports": _Duty(partial(self.relay.take_reports, stop), 1.0),
+            "copies": _Duty(partial(self.clear_copies, stop), 20.0),
+        }
+        threads = [threading.Thread(target=duty.repeat, args=(name, stopping)) for name, duty in duties.items()]
+        for thread in threads:
+            thread.start()
+        log.warning(READY)
+        for thread in threads:
+            thread.join()
+        pool.shutdown()
+        self.sessions.close()
+
+    def alive(self, vital: Iterable["_Duty"]) -> None:
+        """Leave a sign that a worker lives: that people are told and texts go out, not that there is a process."""
+        if all(time.monotonic() - duty.done < STUCK.total_seconds() for duty in vital):
+            write(self.sessions, partial(metrics.seen, name=metrics.WORKER, at=self.now()))
+
+    def tell(self, stopping: Callable[[], bool]) -> int:
+        """Tell whoever is on duty, and climb."""
+        now = self.now()
+        pages = ladder.answer_pages(self.sessions, self.watch, now, stopping)
+        return pages + ladder.climb(self.sessions, self.watch, now, stopping)
+
+    def end_claims(self) -> None:
+        """End claims that ran out."""
+        cases.lapse_leases(self.sessions, self.watch.ledger, self.now())
+
+    def clear_copies(self, stopping: Callable[[], bool]) -> None:
+        """Delete at the provider what is stored here."""
+        self.copies.clear(self.now(), stopping)
+
+
+@dataclass
+class _Duty:
+    """One round of work, done again after `pause` seconds, or at once while it finds something to do."""
+
+    round: Callable[[], int | None]
+    pause: float
+    done: float = field(default_factory=time.monotonic)  # when it last got through
+
+    def repeat(self, name: str, stopping: threading.Event) -> None:
+        """Do it until `stopping`."""
+        while not stopping.is_set():
+            found = None
+            try:
+                found = self.round()
+                self.done = time.monotonic()
+            except HotlineError as fault:
+                log.warning("duty_not_done", kind=name, error=type(fault).__name__)
+            except Exception as fault:  # noqa: BLE001 - a fault in one duty must not end the others
+                log.error("duty_failed", kind=name, error=type(fault).__name__, place=logs.place(fault))
+            if not found:
+                stopping.wait(self.pause)
+
+
+def build(settings: Settings) -> Worker:
+    """Return the worker of these settings, ready to run. Raises Misconfigured when it is not safe to start."""
+    from webhooks.twilio_client import TwilioCarrier  # the client takes a second to load, and only this needs it
+
+    refuse_foreign_secrets(settings, "worker")
+    row_key = read_secret(settings.row_key_file, "row_key_file", length=32)
+    private = read_secret(settings.relay_key_file, "relay_key_file", length=32)
+    api_key = read_secret(settings.twilio_api_key_file, "twilio_api_key_file").decode()
+    for name in ("twilio_account_sid", "twilio_api_key_sid", "twilio_numbers"):
+        if not getattr(settings, name):
+            raise Misconfigured(f"HOTLINE_{name.upper()} is not set")
+    sessions = open_ready_database(settings)
+    cards = read_deck(settings, sessions)
+    relay_key = read_relay(settings, cards)
+    if public_of(private) != relay_key.public:
+        raise Misconfigured("HOTLINE_RELAY_KEY_FILE does not belong to HOTLINE_RELAY_FILE")
+    warn_of_gaps(settings, cards, relay_key)
+    ledger = Ledger(settings.origin, cards.monitor().public)
+    carrier = TwilioCarrier(
+        account_sid=settings.twilio_account_sid,
+        api_key_sid=settings.twilio_api_key_sid,
+        api_key_secret=api_key,
+        sender=settings.twilio_numbers[0],
+        status_callback=settings.public_url + STATUS_PATH,
+        api_url=settings.twilio_api_url,
+    )
+    check_time(sessions, relay_key, datetime.now(UTC))
+    now = SteadyTime()
+    return Worker(
+        sessions=sessions,
+        relay=Relay(sessions, ledger, carrier, row_key, {relay_key.generation: private}, settings.duty, now),
+        watch=Watch(ledger, row_key, cards, settings.duty),
+        copies=Copies(sessions, ledger, carrier, row_key),
+        now=now,
+    )
+
+
+def check_time(sessions: Sessions, relay: RelayKey, now: datetime) -> None:
+    """Refuse to start before the relay's key was made: that host has lost its clock, and no deadline would come.
+
+    Raises Misconfigured. A time behind what others have written is reported: one of the hosts is wrong.
+    """
+    if now.date() < relay.start:
+        raise Misconfigured(f"this host's clock says {now:%Y-%m-%d}, before {relay.start}: set it, then start again")
+    with sessions.read() as session:
+        newest = session.scalar(select(func.max(col(Sign.at))))
+    if newest is not None and newest - now > JUMP:
+        log.error("clock_is_behind", setting="host clock")
+
+
+def warn_of_gaps(settings: Settings, cards: Cards, relay: RelayKey) -> None:
+    """Say on standard error which units have nobody on duty: their steps go to whoever is next. Raises Misconfigured
+    for a post of a unit that is not there: a typing error must not become a silent phone.
+    """
+    known = {card.unit for card in cards.units}
+    strange = sorted(post for post in settings.duty if post.removesuffix(SUPERVISOR) not in known)
+    if strange:
+        raise Misconfigured(f"HOTLINE_DUTY names no unit of the cards: {', '.join(strange)}")
+    working = [card.unit for card in cards.units if card.kind != UnitKind.MONITOR]
+    silent = [unit for unit in working if not settings.duty.get(unit)]
+    if silent:
+        print(f"Nobody is on duty (HOTLINE_DUTY) for: {', '.join(silent)}. Others are told instead.", file=sys.stderr)
+    if datetime.now(UTC).date() > relay.until:
+        print(f"The relay's key was made to last until {relay.until}. Renew it.", file=sys.stderr)
