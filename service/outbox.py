@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import structlog
-from sqlalchemy import Select, Table, select, update
+from sqlalchemy import ColumnElement, Select, Table, not_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, col
 
 from service.cases import change, find, state_class
 from service.db import Sessions, Tx, write
-from service.errors import NotFound
+from service.errors import HeadMoved, NotFound
 from service.ledger.events import EventType, Ledger, NewEvent, utc_seconds
 from service.logs import place
 from service.models import Case, JobState, OutboxJob, ProviderReport
@@ -136,14 +136,37 @@ def locked(rows: Select[T]) -> Select[T]:
 def take(tx: Tx, rows: Select[OutboxJob], now: datetime) -> list[OutboxJob]:
     """Return those of `rows`, of `waiting`, that nobody else is taking, as taken by the caller for `LEASE`.
 
-    Two callers never get the same row. What is not settled until the lease ends counts as perhaps sent.
+    Two callers never get the same row. Before it is sent the caller says so with `begin`.
     """
     taken = list(tx.scalars(locked(rows)).all())
     for row in taken:
         row.state, row.attempts = JobState.SENDING, row.attempts + 1
-        row.tried_at, row.until = now, now + LEASE
+        row.tried_at, row.until = None, now + LEASE
     tx.flush()
     return taken
+
+
+def begin(tx: Tx, ids: Sequence[UUID], until: datetime, now: datetime) -> datetime | None:
+    """Say that rows are sent now that the caller took until `until`, and return until when they are held.
+
+    None: its lease is over, and somebody else may have them. What is begun and not settled counts as perhaps sent.
+    Raises HeadMoved.
+    """
+    begun = _not_begun(tx, ids, until, {"tried_at": now, "until": now + LEASE}) if now < until else 0
+    if begun not in (0, len(ids)):
+        raise HeadMoved("Somebody else is just taking them.")  # all or none of them
+    return now + LEASE if begun else None
+
+
+def give_back(tx: Tx, ids: Sequence[UUID], until: datetime, now: datetime) -> None:
+    """Let rows wait again that the caller took until `until` and has not begun."""
+    _not_begun(tx, ids, until, {"state": JobState.WAITING, "not_before": now, "until": None, "joined": None})
+
+
+def _not_begun(tx: Tx, ids: Sequence[UUID], until: datetime, values: Mapping[str, Any]) -> int:
+    # Nobody else has taken them in between: their lease would end at another moment.
+    mine = (col(OutboxJob.state) == JobState.SENDING, col(OutboxJob.tried_at).is_(None), col(OutboxJob.until) == until)
+    return _update(tx, (col(OutboxJob.id).in_(ids), *mine), values)
 
 
 def put_back(tx: Tx, ids: Sequence[UUID], at: datetime) -> None:
@@ -169,27 +192,21 @@ def settle(
 
 
 def _settle(tx: Tx, ids: Sequence[UUID], values: Mapping[str, Any]) -> int:
-    if not ids:
-        return 0
     unsettled = col(OutboxJob.state).in_([JobState.SENDING, JobState.CHECKING])
-    done = tx.execute(
-        update(OutboxJob)
-        .where(col(OutboxJob.id).in_(ids), unsettled)
-        .values(**values)
-        .execution_options(synchronize_session=False)
-    )
+    return _update(tx, (col(OutboxJob.id).in_(ids), unsettled), values) if ids else 0
+
+
+def recover(tx: Tx, now: datetime) -> None:
+    """Take care of rows whose sender died: what it had not begun waits again, what it had is looked for."""
+    left = (col(OutboxJob.state) == JobState.SENDING, col(OutboxJob.until) < now)
+    begun = col(OutboxJob.tried_at).is_not(None)
+    _update(tx, (*left, begun), {"state": JobState.CHECKING, "not_before": now, "until": now + LOOKING})
+    _update(tx, (*left, not_(begun)), {"state": JobState.WAITING, "not_before": now, "until": None, "joined": None})
+
+
+def _update(tx: Tx, which: Sequence[ColumnElement[bool]], values: Mapping[str, Any]) -> int:
+    done = tx.execute(update(OutboxJob).where(*which).values(**values).execution_options(synchronize_session=False))
     return int(done.rowcount)  # type: ignore[attr-defined]
-
-
-def leave_to_checking(tx: Tx, now: datetime) -> int:
-    """Have every row looked for whose sender died with it, and return how many."""
-    died = tx.execute(
-        update(OutboxJob)
-        .where(col(OutboxJob.state) == JobState.SENDING, col(OutboxJob.until) < now)
-        .values(state=JobState.CHECKING, not_before=now, until=now + LOOKING)
-        .execution_options(synchronize_session=False)
-    )
-    return int(died.rowcount)  # type: ignore[attr-defined]
 
 
 # --- the provider's side -------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -29,6 +29,8 @@ from service.models import Case, Contact, JobState, OutboxJob, ProviderReport
 from service.outbox import never
 from service.vault import boxes
 from service.vault.contacts import contact_row, open_contact
+
+T = TypeVar("T")
 
 log = structlog.get_logger("relay")
 
@@ -84,7 +86,8 @@ class Errand:
     """One text to one number, for one or more outbox rows. Number and words never leave this process but to send."""
 
     jobs: tuple[UUID, ...]
-    since: datetime
+    until: datetime  # when the rows are somebody else's, if they were not begun
+    since: datetime  # when it was begun
     to: str = field(repr=False)
     text: str = field(repr=False)
 
@@ -135,27 +138,10 @@ class Relay:
                 if first is not errand:
                     row.joined = first.jobs[0]
                     errands[errand.to] = replace(first, jobs=(*first.jobs, row.id))
-            elif self._may_answer(tx, row, now):
+            else:
                 errands[row.key] = errand
         tx.flush()
         return len(rows), late, list(errands.values())
-
-    def _may_answer(self, tx: Tx, row: OutboxJob, now: datetime) -> bool:
-        """Return whether the tipster may get this text now; if so the contact is quiet while it may be on its way."""
-        mine = outbox.locked(select(Contact).where(col(Contact.id) == row.contact))
-        contact = tx.scalars(mine.execution_options(populate_existing=True)).one_or_none()
-        if contact is None:  # somebody else decides about it just now
-            outbox.put_back(tx, [row.id], now + timedelta(seconds=1))
-            return False
-        if contact.opted_out_at is not None:
-            outbox.settle(tx, [row.id], JobState.DROPPED, now)
-            return False
-        if contact.quiet_until is not None and contact.quiet_until > now:
-            outbox.put_back(tx, [row.id], contact.quiet_until)
-            return False
-        contact.quiet_until = _quiet_after(now + outbox.LEASE)
-        tx.flush()
-        return True
 
     def _too_late(self, tx: Tx, *, job: UUID, now: datetime) -> bool:
         self._give_up(tx, tx.get_one(OutboxJob, job), now)
@@ -172,7 +158,8 @@ class Relay:
         if to is None:
             log.error("number_is_gone", kind=row.kind)
             return None
-        return Errand((row.id,), row.tried_at or self.now(), to, text)
+        now = self.now()
+        return Errand((row.id,), row.until or now, row.tried_at or now, to, text)
 
     def _tipster(self, tx: Tx, row: OutboxJob) -> tuple[str | None, str]:
         contact = tx.get(Contact, row.contact) if row.contact else None
@@ -196,9 +183,13 @@ class Relay:
 
     def _send(self, errand: Errand, *, stopping: Callable[[], bool]) -> None:
         """Send one text and write what came of it. A crash in between leaves a row that is looked for."""
-        if stopping() or self.now() - errand.since > outbox.LEASE / 3:  # the rest is for the sending itself
-            self._write(self._try_again, errand, after=None)
+        if stopping():
+            self._write(self._give_back, errand)
             return
+        begun = self._write(self._begin, errand)
+        if begun is None:
+            return
+        errand = begun
         try:
             sid = self.carrier.send(errand.to, errand.text)
         except NotSent as fault:
@@ -212,15 +203,45 @@ class Relay:
         else:
             self._write(self._sent, errand, sid=sid)
 
-    def _write(self, what: Callable[..., None], errand: Errand, **more: object) -> None:
-        """Write what came of it, once: written twice it might put back what somebody else is sending by then.
+    def _write(self, what: Callable[..., T], errand: Errand, **more: object) -> T | None:
+        """Write what is or was done, once: written twice it might put back what somebody else is sending by then.
 
-        What cannot be written leaves rows that are looked for; the other texts go on.
+        What cannot be written leaves rows to `outbox.recover`; the other texts go on.
         """
         try:
-            write(self.sessions, partial(what, errand=errand, now=self.now(), **more))
+            return write(self.sessions, partial(what, errand=errand, now=self.now(), **more))
         except Exception as fault:  # noqa: BLE001 - see above
             log.error("outcome_not_written", error=type(fault).__name__, place=place(fault))
+            return None
+
+    def _begin(self, tx: Tx, *, errand: Errand, now: datetime) -> Errand | None:
+        """Return the errand as it is sent now; None if its rows may be another's, or it must not be sent now."""
+        until = outbox.begin(tx, errand.jobs, errand.until, now)
+        if until is None:
+            return None
+        row = self._rows(tx, errand)[0]
+        if row.contact is not None and not self._may_answer(tx, row, until, now):
+            return None
+        return replace(errand, until=until, since=now)
+
+    def _may_answer(self, tx: Tx, row: OutboxJob, until: datetime, now: datetime) -> bool:
+        """Return whether the tipster may get this text now; if so the contact is quiet while it may be on its way."""
+        contact = tx.scalars(outbox.locked(select(Contact).where(col(Contact.id) == row.contact))).one_or_none()
+        if contact is None:  # somebody else decides about it just now
+            outbox.put_back(tx, [row.id], now + timedelta(seconds=1))
+            return False
+        if contact.opted_out_at is not None:
+            outbox.settle(tx, [row.id], JobState.DROPPED, now)
+            return False
+        if contact.quiet_until is not None and contact.quiet_until > now:
+            outbox.put_back(tx, [row.id], contact.quiet_until)
+            return False
+        contact.quiet_until = _quiet_after(until)
+        tx.flush()
+        return True
+
+    def _give_back(self, tx: Tx, *, errand: Errand, now: datetime) -> None:
+        outbox.give_back(tx, errand.jobs, errand.until, now)
 
     def _try_again(self, tx: Tx, *, errand: Errand, now: datetime, after: float | None) -> None:
         for row in self._rows(tx, errand):
@@ -230,9 +251,7 @@ class Relay:
                 outbox.put_back(tx, [row.id], at)
             else:
                 self._give_up(tx, row, now)
-            contact = tx.get_one(Contact, row.contact) if row.contact else None
-            if contact is not None and contact.quiet_until == _quiet_after(errand.since + outbox.LEASE):
-                contact.quiet_until = None
+            self._end_quiet(tx, row, errand)
 
     def _refused(self, tx: Tx, *, errand: Errand, now: datetime, code: int) -> None:
         for row in self._rows(tx, errand):
@@ -255,6 +274,14 @@ class Relay:
             tx.flush()
 
     @staticmethod
+    def _end_quiet(tx: Tx, row: OutboxJob, errand: Errand) -> None:
+        """Let a contact be written to that was quiet for a text which was not sent."""
+        contact = tx.get_one(Contact, row.contact) if row.contact is not None else None
+        if contact is not None and contact.quiet_until == _quiet_after(errand.until):
+            contact.quiet_until = None
+            tx.flush()
+
+    @staticmethod
     def _rows(tx: Tx, errand: Errand) -> list[OutboxJob]:
         rows = {row.id: row for row in tx.scalars(select(OutboxJob).where(col(OutboxJob.id).in_(errand.jobs))).all()}
         return [rows[job] for job in errand.jobs]
@@ -267,7 +294,7 @@ class Relay:
         Found: done. Not found until the time for looking is over: unknown, and a person decides.
         """
         now = self.now()
-        write(self.sessions, partial(outbox.leave_to_checking, now=now))
+        write(self.sessions, partial(outbox.recover, now=now))
         with self.sessions.read() as session:
             waiting = session.scalars(
                 select(col(OutboxJob.id))

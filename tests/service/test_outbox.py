@@ -10,7 +10,7 @@ from sqlalchemy import select, text
 
 from service import outbox
 from service.db import Sessions, Tx, open_database, write
-from service.errors import CannotOpen, NoSuchCase, NotFound, Repeated, StorageUnavailable
+from service.errors import CannotOpen, HeadMoved, NoSuchCase, NotFound, Repeated, StorageUnavailable
 from service.models import Case, JobState, OutboxJob
 from tests.builders import NOW, World, a_world
 from tests.service.sending import Scene, at_once, everything_logged
@@ -144,7 +144,9 @@ ENDINGS: dict[str, Callable[[Tx, UUID], object]] = {
     "put back": lambda tx, job: outbox.put_back(tx, [job], NOW),
     "looked for": lambda tx, job: outbox.look_for(tx, [job], NOW),
     "settled": lambda tx, job: outbox.settle(tx, [job], JobState.DONE, NOW, sid=b"x"),
-    "left": lambda tx, _: outbox.leave_to_checking(tx, NOW + timedelta(days=1)),
+    "begun": lambda tx, job: outbox.begin(tx, [job], NOW + outbox.LEASE, NOW),
+    "given back": lambda tx, job: outbox.give_back(tx, [job], NOW + outbox.LEASE, NOW),
+    "left": lambda tx, _: outbox.recover(tx, NOW + timedelta(days=1)),
 }
 
 
@@ -161,7 +163,10 @@ def test_what_has_ended_is_neither_sent_nor_looked_for_again(world: World, endin
 
 @pytest.mark.parametrize(
     ("ending", "after"),
-    [("put back", "waiting"), ("looked for", "checking"), ("settled", "done"), ("left", "checking")],
+    [
+        *(("put back", "waiting"), ("looked for", "checking"), ("settled", "done")),
+        *(("begun", "sending"), ("given back", "waiting"), ("left", "waiting")),
+    ],
 )
 def test_what_is_being_sent_ends_in_each_way(world: World, ending: str, after: str) -> None:
     """The control of the test above."""
@@ -190,12 +195,49 @@ def test_one_text_at_the_provider_stands_for_one_row(world: World) -> None:
     assert state(world, second) == JobState.SENDING
 
 
-def test_a_row_is_left_only_when_its_lease_is_over(world: World) -> None:
+def begin(world: World, *jobs: UUID, until: Any = NOW + outbox.LEASE, at: Any = NOW) -> Any:
+    return write(world.sessions, lambda tx: outbox.begin(tx, jobs, until, at))
+
+
+@pytest.mark.parametrize(("begun", "after"), [(True, JobState.CHECKING), (False, JobState.WAITING)])
+def test_what_was_begun_is_looked_for_and_what_was_not_waits_again(world: World, begun: bool, after: str) -> None:
+    """As soon as the lease of whoever took it is over, and not before."""
     [job] = add(world, a_job())
     take(world)
-    assert write(world.sessions, lambda tx: outbox.leave_to_checking(tx, NOW + outbox.LEASE)) == 0
-    assert write(world.sessions, lambda tx: outbox.leave_to_checking(tx, NOW + outbox.LEASE * 1.01)) == 1
-    assert state(world, job) == JobState.CHECKING
+    until = NOW + outbox.LEASE
+    if begun:
+        until = begin(world, job, at=NOW + timedelta(seconds=30))
+        assert until == NOW + timedelta(seconds=30) + outbox.LEASE
+    write(world.sessions, lambda tx: outbox.recover(tx, until))
+    assert state(world, job) == JobState.SENDING
+    write(world.sessions, lambda tx: outbox.recover(tx, until + timedelta(seconds=1)))
+    assert state(world, job) == after
+
+
+def test_what_somebody_else_has_taken_since_is_not_begun(world: World) -> None:
+    """A worker that slept through its lease must not send what another is sending."""
+    [job] = add(world, a_job())
+    take(world)
+    later = NOW + outbox.LEASE + timedelta(seconds=1)
+    write(world.sessions, lambda tx: outbox.recover(tx, later))
+    assert begin(world, job) is None, "its own clock says that there is time; the row is not its any more"
+    assert take(world, at=later) == [job]
+    assert begin(world, job) is None
+    assert begin(world, job, at=later) is None, "nor does it begin when its lease is over"
+    write(world.sessions, lambda tx: outbox.give_back(tx, [job], NOW + outbox.LEASE, later))
+    assert state(world, job) == JobState.SENDING, "and it gives nothing back that is another's"
+
+    assert begin(world, job, until=later + outbox.LEASE, at=later) is not None
+
+
+def test_what_is_begun_is_begun_once_and_whole(world: World) -> None:
+    jobs = add(world, *(a_job() for _ in range(3)))
+    take(world)
+    assert begin(world, jobs[0])
+    assert begin(world, jobs[0]) is None
+    with pytest.raises(HeadMoved):
+        begin(world, *jobs)
+    assert begin(world, *jobs[1:]), "nothing of it was begun"
 
 
 # --- each by itself ---

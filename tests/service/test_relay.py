@@ -4,6 +4,7 @@ import random
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from itertools import pairwise, permutations
@@ -428,17 +429,56 @@ def test_a_worker_that_dies_while_sending_leaves_a_text_that_is_never_sent_again
 
 
 def test_a_worker_that_could_not_begin_in_time_does_not_send(scene: Scene) -> None:
-    """While it waited for a sender its lease went by: somebody else may hold the row for lost by now."""
-    for _ in range(3):
+    """While it waited for a sender its lease went by: somebody else may have the row by now."""
+    for _ in range(4):
         scene.tip()
-    scene.carrier.begun = lambda: scene.later(seconds=20)
+    scene.carrier.begun = lambda: scene.later(seconds=35)
     scene.relay.send_due(OneByOne())
 
-    assert scene.states() == [JobState.DONE, JobState.DONE, JobState.WAITING]
-    scene.later(seconds=5)
+    assert scene.states() == [JobState.DONE] * 3 + [JobState.SENDING]
+    scene.carrier.begun = lambda: None
+    scene.look(seconds=15)
+    scene.later(minutes=3)
     scene.send()
-    assert scene.states() == [JobState.DONE] * 3
+    assert scene.states() == [JobState.DONE] * 4
     assert max(Counter(to for to, _ in scene.carrier.sent).values()) == 1
+
+
+def test_a_worker_that_dies_before_it_begins_loses_nothing(scene: Scene) -> None:
+    """Of what it had taken, only what it was sending is unknown; the rest is sent by another."""
+    scene.duty = {"screening": ("+85500000201",)}
+    for _ in range(6):
+        scene.tip(LOCKED_IN)
+    scene.climb()
+    real = scene.carrier.send
+
+    def dies(to: str, words: str) -> str:
+        raise Killed
+
+    scene.carrier.send = dies  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        scene.send()
+    scene.carrier.send = real  # type: ignore[method-assign]
+    scene.look(rounds=7, seconds=15)
+    assert scene.states(outbox.RING) == [JobState.CHECKING] * 6, "one text, which was begun"
+    assert scene.states(outbox.ACKNOWLEDGE) == [JobState.WAITING] * 6
+    scene.later(minutes=2)
+    scene.send()
+    assert scene.states(outbox.ACKNOWLEDGE) == [JobState.DONE] * 6
+
+
+def test_a_worker_that_wakes_up_late_does_not_send_what_another_has_sent(scene: Scene) -> None:
+    scene.tip()
+    [errand] = write(scene.world.sessions, partial(scene.relay._take, now=scene.now))[2]
+    asleep = replace(scene.relay, now=lambda: NOW)  # its clock stood still with it
+    scene.look(rounds=10, seconds=15)
+    scene.later(minutes=2)
+    assert len(scene.send()) == 1
+
+    asleep._send(errand, stopping=lambda: False)
+    asleep._send(errand, stopping=lambda: True)
+    assert scene.states() == [JobState.DONE]
+    assert len(scene.carrier.sent) == 1
 
 
 def test_a_worker_that_is_to_stop_begins_nothing_more(scene: Scene) -> None:
