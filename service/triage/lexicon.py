@@ -3,22 +3,20 @@
 One folder is one lexicon. ``lexicon.yaml`` names it; every other file lists concepts. It is loaded whole or refused.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeAlias
-
-from ahocorasick_rs import AhoCorasick, MatchKind
+from typing import TypeAlias
 
 from service.canonical import canonical
 from service.errors import Misconfigured
 from service.triage.facts import FACTS, HARMS, Value
+from service.triage.matcher import ENGLISH_END, OTHER_END, Matcher, Term, Use, bits, merged, script_of
 from service.triage.places import district_names
 from service.triage.strict_yaml import Plain, load
-from service.triage.text import COENG, normalise
-from service.triage.typos import Typos
+from service.triage.text import normalise
+from service.triage.typos import Typos, latin_words
 
 LANGUAGES = frozenset({"km", "kmr", "en", "fr", "de", "vi", "zh", "ko", "th", "ru"})
 SCOPES = ("before", "phrase", "clause", "around", "text")
@@ -33,13 +31,8 @@ UNREVIEWED = "unreviewed"
 _HEAD = {"lexicon", "version", "authors", "approved_by", "spellings", "ordinary_words"}
 _KEYS = {"id", "terms", "of", "not_in", "sets", "needs", "unless", "anywhere", "nowhere", "within", "time", "under_if"}
 _KEYS |= {"rank", "denied_by", "grammar", "reach", "when", "number", "examples", "reviewed"}
-_WORD = re.compile(r"[a-z0-9\u00e0-\u024f\u0400-\u052f\u1e00-\u1eff]")
-_KHMER = re.compile("[\u1780-\u17ff]")
-_OTHER = re.compile("[\u0e00-\u0e7f\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
-_CONTINUES = frozenset([chr(code) for code in range(0x17B6, 0x17D4)] + ["\u17dd"])
-# How a word may go on where its term allows it; what is matched ends at the end of the word.
-_ENGLISH_END = re.compile(r"(?:'?s|es|d|ed|ing|ers?|ly|e?n|t)(?![a-z0-9])")
-_OTHER_END = re.compile(r"[^\W\d_]{1,4}(?![^\W_])")
+# Concepts whose positions service.triage.suggest asks for, beside those that set a fact.
+_WATCHED = ("child", "children", "baby", "here")
 
 _Row: TypeAlias = Mapping[str, Plain]
 
@@ -59,24 +52,28 @@ class When:
     weekday: int | None = None
 
 
+Masks: TypeAlias = tuple[int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Concept:
-    """One concept (triage.md section 3, "Lexicon entry"); other concepts are named by number, their denials below 0.
+    """One concept (triage.md section 3, "Lexicon entry").
 
-    sets: facts and values; the value `hours` stands for the hours ahead that the words of time give. needs: of each
-    group one must stand in scope, unless: none may; anywhere, nowhere: the same for the whole text. within: the
-    scope: the clause and the one before, the clause (words of time for a phrase only close by), the clause with both
-    neighbours, or the text. time: what the words of time in scope must say. under_if: stands even after "if".
-    denied_by: "adjacent" if only a "not" right before it counts. groups: concepts that include this one. rank: of
-    several values of a neutral fact the highest wins, then the first.
+    Other concepts stand in it as two masks, bits by number: those affirmed, those denied. sets: facts and values; the
+    value `hours` stands for the hours ahead that the words of time give. needs: of each pair one must stand in scope,
+    unless: none may; anywhere, nowhere: the same for the whole text. within: the scope: the clause and the one
+    before, the clause (words of time for a phrase only close by), the clause with both neighbours, or the text.
+    time: what the words of time in scope must say. under_if: stands even after "if". denied_by: "adjacent" if only a
+    "not" right before it counts. groups: the concepts that include this one. rank: of several values of a neutral
+    fact the highest wins, then the first.
     """
 
     id: str
     sets: tuple[tuple[str, Value], ...] = ()
-    needs: tuple[tuple[int, ...], ...] = ()
-    unless: tuple[int, ...] = ()
-    anywhere: tuple[tuple[int, ...], ...] = ()
-    nowhere: tuple[int, ...] = ()
+    needs: tuple[Masks, ...] = ()
+    unless: Masks = (0, 0)
+    anywhere: tuple[Masks, ...] = ()
+    nowhere: Masks = (0, 0)
     within: str = SCOPES[0]
     time: str = TIMES[0]
     under_if: bool = False
@@ -92,87 +89,42 @@ class Concept:
     reviewed: str = UNREVIEWED
 
 
-# One concept's words: start and end in the normalised text, its number, and whether they only keep it away (a shield).
-Found: TypeAlias = tuple[int, int, int, bool]
-_Use: TypeAlias = tuple[int, bool, re.Pattern[str] | None]
-
-
 class Lexicon:
     """A loaded lexicon, immutable; `content_hash` names it.
 
-    members: for each concept the numbers it includes, its own first. setters: the numbers of the concepts that set a
-    fact; harms, places: those that set a harm, a province or a venue.
+    number: of each concept by id. closures: of each concept itself and its groups, as bits. setters, harms: as bits,
+    the concepts that set a fact, and those that set a harm. places: the numbers of those that set a province, a venue.
     """
 
     def __init__(
-        self,
-        name: str,
-        version: str,
-        content_hash: str,
-        concepts: tuple[Concept, ...],
-        uses: Mapping[str, Mapping[str, list[_Use]]],
-        typos: Typos,
+        self, name: str, version: str, content_hash: str, concepts: tuple[Concept, ...], matcher: Matcher, typos: Typos
     ) -> None:
         self.name = name
         self.version = version
         self.content_hash = content_hash
         self.concepts = concepts
         self.number = {concept.id: number for number, concept in enumerate(concepts)}
+        self.closures = tuple(_closed(number, concept) for number, concept in enumerate(concepts))
+        self.find = matcher.find
         self.typos = typos
-        self.members = _members(concepts)
-        self.setters = frozenset(number for number, concept in enumerate(concepts) if concept.sets)
-        self.harms = self._setting(HARMS)
-        self.places = self._setting(("province", "venue_type"))
-        self._automata = {script: _automaton(found) for script, found in uses.items()}
-
-    def find(self, text: str) -> list[Found]:
-        """Return every concept in a normalised text, overlapping, in linear time.
-
-        Khmer words begin at a base letter and are not followed by a mark; words of alphabets stand whole, or end in
-        a usual ending where the term allows one; Chinese, Korean and Thai have no edges.
-        """
-        found: list[Found] = []
-        if _WORD.search(text):
-            self._find_words(text, found)
-        if text.isascii():
-            return found
-        if _KHMER.search(text):
-            automaton, uses = self._automata["khmer"]
-            length = len(text)
-            for pattern, start, end in automaton.find_matches_as_indexes(text, overlapping=True):
-                if (start and text[start - 1] == COENG) or (end < length and text[end] in _CONTINUES):
-                    continue
-                for concept, shield, _ in uses[pattern]:
-                    found.append((start, end, concept, shield))
-        if _OTHER.search(text):
-            automaton, uses = self._automata["other"]
-            for pattern, start, end in automaton.find_matches_as_indexes(text, overlapping=True):
-                for concept, shield, _ in uses[pattern]:
-                    found.append((start, end, concept, shield))
-        return found
-
-    def _find_words(self, text: str, found: list[Found]) -> None:
-        automaton, uses = self._automata["word"]
-        length = len(text)
-        for pattern, start, end in automaton.find_matches_as_indexes(text, overlapping=True):
-            if start and text[start - 1] != " " and _WORD.match(text, start - 1):
-                continue
-            whole = end == length or text[end] == " " or not _WORD.match(text, end)
-            for concept, shield, ending in uses[pattern]:
-                if whole:
-                    found.append((start, end, concept, shield))
-                elif ending is not None and (match := ending.match(text, end)) is not None:
-                    found.append((start, match.end(), concept, shield))
-
-    def _setting(self, names: Iterable[str]) -> frozenset[int]:
-        wanted = set(names)
-        return frozenset(
-            number for number, concept in enumerate(self.concepts) if any(name in wanted for name, _ in concept.sets)
-        )
+        self.setters = _setting(concepts, FACTS)
+        self.harms = _setting(concepts, HARMS)
+        self.places = {name: tuple(bits(_setting(concepts, (name,)))) for name in ("province", "venue_type")}
 
     def unreviewed(self) -> int:
         """How many concepts no named speaker has signed off."""
         return sum(concept.reviewed == UNREVIEWED for concept in self.concepts)
+
+
+def _closed(number: int, concept: Concept) -> int:
+    return sum(1 << each for each in (number, *concept.groups))
+
+
+def _setting(concepts: Iterable[Concept], facts: Iterable[str]) -> int:
+    wanted = frozenset(facts)
+    return sum(
+        1 << number for number, concept in enumerate(concepts) if any(name in wanted for name, _ in concept.sets)
+    )
 
 
 def load_lexicon(folder: Path) -> Lexicon:
@@ -192,24 +144,48 @@ def load_lexicon(folder: Path) -> Lexicon:
         numbers[str(row["id"])] = len(numbers)
     groups: dict[int, list[int]] = {}
     for number, row in enumerate(rows):
-        for member in _named(row, "of", numbers):
+        for member in bits(_masks(_named(row, "of"), numbers, row)[0]):
             groups.setdefault(member, []).append(number)
+    concepts = tuple(_concept(row, numbers, _closure(number, groups)) for number, row in enumerate(rows))
     terms = _Terms(head)
     for number, row in enumerate(rows):
-        terms.add(number, row, "terms", shield=False)
-        terms.add(number, row, "not_in", shield=True)
+        terms.add(number, row, "terms")
+        terms.add(number, row, "not_in")
+    watched = frozenset(numbers[name] for name in _WATCHED if name in numbers)
     return Lexicon(
         name=str(head["lexicon"]),
         version=str(head["version"]),
         content_hash=sha256(canonical({"head": head, "concepts": [dict(row) for row in rows]})).hexdigest(),
-        concepts=tuple(_concept(row, numbers, _closure(number, groups)) for number, row in enumerate(rows)),
-        uses=terms.uses,
+        concepts=concepts,
+        matcher=Matcher({term: _use(term_of, concepts, watched) for term, term_of in terms.found.items()}),
         typos=Typos(terms.words, str(head["ordinary_words"]).split()),
     )
 
 
+def _use(term_of: Iterable[tuple[int, str]], concepts: tuple[Concept, ...], watched: frozenset[int]) -> Use:
+    """What a term stands for: the concepts whose term it is, with their groups, and those it shields from."""
+    uses = []
+    for number, key in term_of:
+        if key == "not_in":
+            uses.append(Use(shields=1 << number))
+            continue
+        concept = concepts[number]
+        mask = _closed(number, concept)
+        uses.append(
+            Use(
+                own=1 << number,
+                affirms=mask,
+                loose=mask if concept.denied_by == "adjacent" else 0,
+                under_if=mask if concept.under_if else 0,
+                tracked=tuple(each for each in bits(mask) if each in watched or concepts[each].sets),
+                special=(number,) if concept.grammar or concept.when or concept.number is not None else (),
+            )
+        )
+    return merged(uses)
+
+
 class _Terms:
-    """Collects the patterns of each script and the Latin words among them."""
+    """Collects the terms in all their spellings: of which concepts, and as what; and the Latin words among them."""
 
     def __init__(self, head: _Row) -> None:
         spellings = head["spellings"]
@@ -218,34 +194,23 @@ class _Terms:
         self._spellings = [
             [normalise(way).text for way in _words(ways, "lexicon.yaml: spellings")] for ways in spellings
         ]
-        self.uses: dict[str, dict[str, list[_Use]]] = {"word": {}, "khmer": {}, "other": {}}
+        self.found: dict[Term, dict[tuple[int, str], None]] = {}
         self.words: set[str] = set()
 
-    def add(self, number: int, row: _Row, key: str, *, shield: bool) -> None:
+    def add(self, number: int, row: _Row, key: str) -> None:
         languages = row.get(key, {})
         if not isinstance(languages, dict) or not set(languages) <= LANGUAGES:
             raise BadLexicon(f"concept {row['id']}: {key} by language")
         for language, terms in languages.items():
             for term in _words(terms, f"concept {row['id']}"):
-                self._term(number, term, language, shield=shield)
-
-    def _term(self, number: int, term: str, language: str, *, shield: bool) -> None:
-        open_end = term.endswith("*")
-        text = normalise(term.removesuffix("*")).text
-        if not text.strip():
-            raise BadLexicon("an empty term")
-        if _KHMER.match(text):
-            script = "khmer"
-        elif _OTHER.match(text):
-            script = "other"
-        else:
-            script = "word"
-            self.words.update(re.findall(r"[a-z]+", text))
-        ending = (_ENGLISH_END if language == "en" else _OTHER_END) if open_end else None
-        for spelt in self._spelt(text):
-            uses = self.uses[script].setdefault(spelt, [])
-            if (number, shield, ending) not in uses:
-                uses.append((number, shield, ending))
+                text = normalise(term.removesuffix("*")).text.strip()
+                if not any(letter.isalnum() for letter in text):
+                    raise BadLexicon(f"concept {row['id']}: a term without letters")
+                ending = (ENGLISH_END if language == "en" else OTHER_END) if term.endswith("*") else None
+                if script_of(text) == "word":
+                    self.words.update(latin_words(text))
+                for spelt in self._spelt(text):
+                    self.found.setdefault((spelt, ending), {})[number, key] = None
 
     def _spelt(self, text: str) -> Iterable[str]:
         ways = {text: None}
@@ -254,18 +219,6 @@ class _Terms:
                 if usual in way:
                     ways.update((way.replace(usual, other), None) for other in others)
         return ways
-
-
-def _members(concepts: tuple[Concept, ...]) -> tuple[tuple[int, ...], ...]:
-    members: list[list[int]] = [[number] for number in range(len(concepts))]
-    for number, concept in enumerate(concepts):
-        for group in concept.groups:
-            members[group].append(number)
-    return tuple(tuple(found) for found in members)
-
-
-def _automaton(uses: Mapping[str, list[_Use]]) -> tuple[Any, tuple[tuple[_Use, ...], ...]]:
-    return AhoCorasick(list(uses), matchkind=MatchKind.Standard), tuple(tuple(found) for found in uses.values())
 
 
 def _rows(path: Path) -> list[_Row]:
@@ -306,9 +259,9 @@ def _concept(row: _Row, numbers: Mapping[str, int], groups: tuple[int, ...]) -> 
         id=str(row["id"]),
         sets=_sets(row, where),
         needs=_groups(row, "needs", numbers),
-        unless=_named(row, "unless", numbers),
+        unless=_masks(_named(row, "unless"), numbers, row),
         anywhere=_groups(row, "anywhere", numbers),
-        nowhere=_named(row, "nowhere", numbers),
+        nowhere=_masks(_named(row, "nowhere"), numbers, row),
         within=_choice(row, "within", SCOPES),
         time=_choice(row, "time", TIMES),
         under_if=_choice(row, "under_if", ("no", "yes")) == "yes",
@@ -357,19 +310,29 @@ def _choice(row: _Row, key: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def _named(row: _Row, key: str, numbers: Mapping[str, int]) -> tuple[int, ...]:
-    names = row.get(key, [])
-    found = [names] if isinstance(names, str) else _words(names, f"concept {row['id']}")
-    if missing := [name for name in found if name.removeprefix(NO) not in numbers]:
-        raise BadLexicon(f"concept {row['id']}: {key} names no concept: {', '.join(missing)}")
-    return tuple(-numbers[name.removeprefix(NO)] - 1 if name.startswith(NO) else numbers[name] for name in found)
+def _named(row: _Row, key: str) -> list[str]:
+    return _words(row.get(key, []), f"concept {row['id']}: {key}")
 
 
-def _groups(row: _Row, key: str, numbers: Mapping[str, int]) -> tuple[tuple[int, ...], ...]:
+def _masks(names: Iterable[str], numbers: Mapping[str, int], row: _Row) -> Masks:
+    """The concepts named, as bits: those that must be affirmed, and those that must be denied ("no ...")."""
+    affirmed = refused = 0
+    for name in names:
+        number = numbers.get(name.removeprefix(NO))
+        if number is None:
+            raise BadLexicon(f"concept {row['id']}: no such concept: {name}")
+        if name.startswith(NO):
+            refused |= 1 << number
+        else:
+            affirmed |= 1 << number
+    return affirmed, refused
+
+
+def _groups(row: _Row, key: str, numbers: Mapping[str, int]) -> tuple[Masks, ...]:
     groups = row.get(key, [])
     if not isinstance(groups, list):
         raise BadLexicon(f"concept {row['id']}: {key} is a list of lists")
-    return tuple(_named({key: group, "id": row["id"]}, key, numbers) for group in groups)
+    return tuple(_masks(_words(group, f"concept {row['id']}: {key}"), numbers, row) for group in groups)
 
 
 def _closure(number: int, groups: Mapping[int, list[int]]) -> tuple[int, ...]:

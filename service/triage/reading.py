@@ -2,14 +2,14 @@
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from functools import cached_property
 from operator import itemgetter
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-from service.triage.lexicon import Concept, Found, Lexicon, When
+from service.triage.lexicon import Concept, Lexicon, Masks, When
+from service.triage.matcher import Found
 from service.triage.numbers import ADULT, Amount, Number, amounts, digits
 
 PHNOM_PENH = timezone(timedelta(hours=7))
@@ -37,32 +37,42 @@ class Hit(NamedTuple):
     under_if: bool
 
 
-@dataclass
+# A "not", "perhaps" or "if": where it stands, and which concept it is.
+_Mark: TypeAlias = tuple[int, int, Concept]
+
+
 class Reading:
     """What stands in a normalised text.
 
-    hits: by concept, groups apart. stands: for each concept the clauses, as bits, where it is affirmed; for
-    `denied(concept)` those where it is denied. whens: the words of time of each clause, with their positions.
+    affirmed, refused: for each clause the concepts that stand there and those that are denied there, as bits; those
+    of all clauses are in `all_affirmed` and `all_refused`. hits: the positions of the concepts that are tracked.
+    whens: the words of time of each clause, with their positions.
     """
 
-    text: str
-    lexicon: Lexicon
-    clause_ends: list[int]
-    hits: dict[int, list[Hit]]
-    stands: dict[int, int]
-    whens: dict[int, list[tuple[int, When]]]
-    amounts: list[Amount]
+    def __init__(self, text: str, lexicon: Lexicon, clause_ends: list[int]) -> None:
+        self.text = text
+        self.lexicon = lexicon
+        self.clause_ends = clause_ends
+        self.affirmed = [0] * (len(clause_ends) + 1)
+        self.refused = [0] * (len(clause_ends) + 1)
+        self.all_affirmed = self.all_refused = 0
+        self.hits: dict[int, list[Hit]] = {}
+        self.whens: dict[int, list[tuple[int, When]]] = {}
+        self.amounts: list[Amount] = []
 
-    def scope(self, clause: int, within: str) -> int:
-        """The clauses, as bits, that count as near `clause`."""
-        bit = 1 << clause
-        if within in ("phrase", "clause"):
-            return bit
-        if within == "before":
-            return bit | bit >> 1
-        if within == "around":
-            return bit | bit >> 1 | bit << 1
-        return (1 << len(self.clause_ends) + 1) - 1
+    def near(self, clause: int, within: str) -> Masks:
+        """What is affirmed and what is denied in the clauses that count as near `clause`."""
+        affirmed, refused = self.affirmed, self.refused
+        if within == "text":
+            return self.all_affirmed, self.all_refused
+        yes, no = affirmed[clause], refused[clause]
+        if within in ("before", "around") and clause:
+            yes |= affirmed[clause - 1]
+            no |= refused[clause - 1]
+        if within == "around" and clause + 1 < len(affirmed):
+            yes |= affirmed[clause + 1]
+            no |= refused[clause + 1]
+        return yes, no
 
     def when(self, hit: Hit, within: str = "before") -> Sequence[When]:
         """The words of time for a hit: its clause's, else those of the clause before, else as far as `within` goes.
@@ -83,93 +93,97 @@ class Reading:
             own = [when for found in self.whens.values() for when in found]
         return [when for _, when in own or ()]
 
-    def add_when(self, clause: int, position: int, when: When) -> None:
+    def add_when(self, position: int, when: When) -> None:
         """Enter a word of time; a clause that is stuffed with them keeps the first."""
-        found = self.whens.setdefault(clause, [])
+        found = self.whens.setdefault(bisect_right(self.clause_ends, position), [])
         if len(found) < MANY:
             found.append((position, when))
 
     def has(self, name: str) -> bool:
         """Whether the concept called `name` is affirmed anywhere."""
-        return bool(self.stands.get(self.lexicon.number[name]))
-
-    def hits_of(self, number: int) -> Sequence[Hit]:
-        """The hits of a concept, and of those it includes, affirmed or not."""
-        members = self.lexicon.members[number]
-        if len(members) == 1:
-            return self.hits.get(number, ())
-        return [hit for member in members for hit in self.hits.get(member, ())]
+        return bool(self.all_affirmed >> self.lexicon.number[name] & 1)
 
     def of(self, name: str) -> Sequence[Hit]:
-        """`hits_of` the concept called `name`."""
-        return self.hits_of(self.lexicon.number[name])
-
-    @cached_property
-    def present(self) -> Set[int]:
-        """The concepts that stand or are denied somewhere."""
-        return {number if number >= 0 else -number - 1 for number in self.stands}
-
-
-def denied(concept: int) -> int:
-    """The key under which the denials of a concept stand."""
-    return -concept - 1
+        """The hits of the concept called `name`, which must be tracked, affirmed or not."""
+        return self.hits.get(self.lexicon.number[name], ())
 
 
 def _distance(hit: Hit, position: int) -> int:
     return max(hit.start - position, position - hit.end, 0)
 
 
-def read(text: str, lexicon: Lexicon, received_at: datetime | None = None, children: str = "child") -> Reading:
+def read(text: str, lexicon: Lexicon, received_at: datetime | None = None) -> Reading:
     """Read a normalised text. Linear time: of each kind of neighbour only the nearest few are looked at.
 
     received_at: turns weekdays and years into hours ahead and ages of events; None leaves them open.
-    children: the concept that stands for words for children.
     """
     concepts = lexicon.concepts
-    found = lexicon.find(text)
-    shields = _shields(found)
-    marks: list[Found] = []
     content: list[Found] = []
+    marks: list[_Mark] = []
+    shields: list[Found] = []
+    turns: list[int] = []
     numbers = digits(text)
-    for item in found:
-        start, end, number, shield = item
-        if shield or (number in shields and _begins_in(shields[number], start)):
-            continue
-        concept = concepts[number]
-        if concept.number is not None:
-            numbers.append(Number(start, end, concept.number))
-        elif concept.grammar in ("", "turn"):
+    for item in lexicon.find(text):
+        start, end, use = item
+        if use.shields:
+            shields.append(item)
+        for number in use.special:
+            concept = concepts[number]
+            if concept.number is not None:
+                numbers.append(Number(start, end, concept.number))
+            elif concept.grammar == "turn":
+                turns.append(start)
+            elif concept.grammar:
+                marks.append((start, end, concept))
+        if use.affirms:
             content.append(item)
-        else:
-            marks.append(item)
-    reading = Reading(text, lexicon, _clause_ends(text, content, concepts), {}, {}, {}, [])
+    if shields:
+        content, marks = _unshielded(content, marks, sorted(shields), lexicon)
+    reading = Reading(text, lexicon, _clause_ends(text, turns))
     swallowed: list[tuple[int, int]] = []
     if marks:
-        marks, swallowed = _swallow(sorted(marks), sorted(content), concepts)
-    starts = [mark[0] for mark in marks]
-    for item in content:
-        _place(reading, item, marks, starts, swallowed, received_at)
-    words = sorted((hit.start, hit.end) for hit in reading.of(children))
-    reading.amounts = amounts(text, _longest(numbers), words)
-    _durations(reading, received_at)
-    _young(reading, lexicon.number[children])
+        marks, swallowed = _swallow(sorted(marks, key=itemgetter(0, 1)), sorted(content, key=itemgetter(0, 1)))
+    _place_all(reading, content, marks, swallowed, received_at)
+    words = sorted({(hit.start, hit.end) for hit in reading.of("child")})
+    reading.amounts = amounts(text, _longest(numbers), words) if numbers else []
+    if reading.amounts:
+        _durations(reading, received_at)
+        _young(reading)
+    for clause in reading.affirmed:
+        reading.all_affirmed |= clause
+    for clause in reading.refused:
+        reading.all_refused |= clause
     return reading
 
 
-def _clause_ends(text: str, content: Iterable[Found], concepts: Sequence[Concept]) -> list[int]:
+def _clause_ends(text: str, turns: Iterable[int]) -> list[int]:
     ends = [match.end() for match in _CLAUSE_END.finditer(text)]
-    turns = [item[0] for item in content if concepts[item[2]].grammar == "turn"]
     return sorted({*ends, *turns} - {0}) if turns else ends
 
 
-def _shields(found: Iterable[Found]) -> dict[int, list[tuple[int, int]]]:
-    shields: dict[int, list[tuple[int, int]]] = {}
-    for start, end, concept, shield in found:
-        if shield:
-            shields.setdefault(concept, []).append((start, end))
-    for spans in shields.values():
-        spans.sort()
-    return shields
+def _unshielded(
+    content: Sequence[Found], marks: Sequence[_Mark], shields: Sequence[Found], lexicon: Lexicon
+) -> tuple[list[Found], list[_Mark]]:
+    """Take away what begins inside a longer word that means something else."""
+    starts = [shield[0] for shield in shields]
+
+    def shielded(start: int) -> int:
+        at = bisect_right(starts, start)
+        mask = 0
+        for _, end, use in shields[max(0, at - FEW) : at]:
+            if start < end:
+                mask |= use.shields
+        return mask
+
+    kept: list[Found] = []
+    for item in content:
+        start, end, use = item
+        away = shielded(start) & use.own
+        if not away:
+            kept.append(item)
+        elif away != use.own:
+            kept.append((start, end, use.without(away, lexicon.closures)))
+    return kept, [mark for mark in marks if not shielded(mark[0]) >> lexicon.number[mark[2].id] & 1]
 
 
 def _begins_in(spans: Sequence[tuple[int, int]], start: int) -> bool:
@@ -178,85 +192,99 @@ def _begins_in(spans: Sequence[tuple[int, int]], start: int) -> bool:
     return any(start < last for _, last in spans[max(0, at - FEW) : at])
 
 
-def _swallow(
-    marks: Sequence[Found], content: Sequence[Found], concepts: Sequence[Concept]
-) -> tuple[list[Found], list[tuple[int, int]]]:
+def _swallow(marks: Sequence[_Mark], content: Sequence[Found]) -> tuple[list[_Mark], list[tuple[int, int]]]:
     """Drop a "not" that belongs to a longer pattern, such as "cannot leave" or "no children".
 
     Returns what is left, and where, within such patterns, they still deny: from the "not" to the pattern's end.
     """
     starts = [item[0] for item in content]
-    kept, swallowed = [], []
+    kept: list[_Mark] = []
+    swallowed: list[tuple[int, int]] = []
     for mark in marks:
-        start, end, number, _ = mark
+        start, end, concept = mark
         at = bisect_right(starts, start)
-        ends = [
-            last for first, last, _, _ in content[max(0, at - MANY) : at] if end <= last and last - first > end - start
-        ]
+        ends = [last for first, last, _ in content[max(0, at - MANY) : at] if end <= last and last - first > end - start]
         if not ends:
             kept.append(mark)
-        elif concepts[number].grammar == "negation":
+        elif concept.grammar == "negation":
             swallowed.append((end, max(ends)))
     return kept, sorted(swallowed)
 
 
-def _place(
+def _place_all(
     reading: Reading,
-    item: Found,
-    marks: Sequence[Found],
-    starts: Sequence[int],
+    content: Iterable[Found],
+    marks: Sequence[_Mark],
     swallowed: Sequence[tuple[int, int]],
     received_at: datetime | None,
 ) -> None:
-    """Enter a concept's words into the reading: denied, doubted or under an "if" by the marks of its clause."""
-    start, end, number, _ = item
-    concepts, clause_ends = reading.lexicon.concepts, reading.clause_ends
-    concept = concepts[number]
-    clause = bisect_right(clause_ends, start)
-    hedged = under_if = False
-    refused = bool(swallowed) and _begins_in(swallowed, start)
-    if marks:
-        first = clause_ends[clause - 1] if clause else 0
-        last = clause_ends[clause] if clause < len(clause_ends) else len(reading.text)
-        at = bisect_right(starts, start)
-        for mark in marks[max(0, at - MANY) : at + FEW]:
-            if not first <= mark[0] < last:
-                continue
-            sign = concepts[mark[2]]
-            if sign.grammar == "hedge":
-                hedged = True
-            elif sign.grammar == "condition":
-                under_if = under_if or mark[1] <= start
-            elif not refused:
-                refused = _denies(reading.text, mark, sign.reach, item, adjacent=concept.denied_by == "adjacent")
-    if concept.when is not None:
-        if not refused:
-            reading.add_when(clause, start, _dated(concept.when, received_at))
-        return
-    reading.hits.setdefault(number, []).append(Hit(start, end, clause, refused, hedged, under_if))
-    if under_if and not concept.under_if and not refused:
-        return
-    bit, stands = 1 << clause, reading.stands
-    for each in (number, *concept.groups):
-        key = denied(each) if refused else each
-        stands[key] = stands.get(key, 0) | bit
+    """Enter the concepts' words into the reading: denied, doubted or under an "if" by the marks of their clause."""
+    affirmed, refused, hits = reading.affirmed, reading.refused, reading.hits
+    clause_ends, concepts = reading.clause_ends, reading.lexicon.concepts
+    starts = [mark[0] for mark in marks]
+    for item in content:
+        start, end, (_, mask, loose, under, _, tracked, special) = item
+        clause = bisect_right(clause_ends, start)
+        denied = 0
+        hedged = under_if = False
+        if marks:
+            hedged, under_if, touching, distant = _marked(reading, item, clause, marks, starts)
+            denied = mask if touching else mask & ~loose if distant else 0
+        if swallowed and _begins_in(swallowed, start):
+            denied = mask
+        stands = mask & ~denied
+        affirmed[clause] |= stands & under if under_if else stands
+        refused[clause] |= denied
+        for number in tracked:
+            hits.setdefault(number, []).append(
+                Hit(start, end, clause, bool(denied >> number & 1), hedged, under_if)
+            )
+        for number in special:
+            when = concepts[number].when
+            if when is not None and not denied:
+                reading.add_when(start, _dated(when, received_at))
 
 
-def _denies(text: str, word: Found, reach: str, item: Found, *, adjacent: bool) -> bool:
-    """Whether a "not" denies a word; if `adjacent`, only from right before it."""
-    first, last, start, end = word[0], word[1], item[0], item[1]
+def _marked(
+    reading: Reading, item: Found, clause: int, marks: Sequence[_Mark], starts: Sequence[int]
+) -> tuple[bool, bool, bool, bool]:
+    """Whether a word is doubted, under an "if", denied from right before it, and denied from further away."""
+    start = item[0]
+    clause_ends = reading.clause_ends
+    first = clause_ends[clause - 1] if clause else 0
+    last = clause_ends[clause] if clause < len(clause_ends) else len(reading.text)
+    hedged = under_if = touching = distant = False
+    at = bisect_right(starts, start)
+    for mark in marks[max(0, at - MANY) : at + FEW]:
+        if not first <= mark[0] < last:
+            continue
+        kind = mark[2].grammar
+        if kind == "hedge":
+            hedged = True
+        elif kind == "condition":
+            under_if = under_if or mark[1] <= start
+        elif not touching and _denies(reading.text, mark, item):
+            distant = True
+            touching = not 0 <= start - mark[1] > ADJACENT
+    return hedged, under_if, touching, distant
+
+
+def _denies(text: str, mark: _Mark, item: Found) -> bool:
+    """Whether a "not" denies a word."""
+    first, last, sign = mark
+    start, end, _ = item
     if first < end and start < last:
         return False
-    if reach == "behind":
+    if sign.reach == "behind":
         return 0 <= first - end <= CLUSTERS_DENIED
-    if reach == "clause":
+    if sign.reach == "clause":
         return True
-    if last > start or (reach == "near" and start - last > 4 * CLUSTERS_DENIED):
+    if last > start or (sign.reach == "near" and start - last > 4 * CLUSTERS_DENIED):
         return False
     between = text[last:start]
-    if "," in between or (adjacent and len(between) > ADJACENT):
+    if "," in between:
         return False
-    if reach == "after":
+    if sign.reach == "after":
         return True
     if _KHMER_LETTER.match(text[last - 1]):
         between = between.lstrip()
@@ -292,15 +320,15 @@ def _durations(reading: Reading, received_at: datetime | None) -> None:
             years = 2 if received_at is None else received_at.astimezone(PHNOM_PENH).year - amount.value
             when = When("past", recency="historic" if years >= 2 else "past") if years >= 0 else None
         if when is not None:
-            reading.add_when(bisect_right(reading.clause_ends, amount.start), amount.start, when)
+            reading.add_when(amount.start, when)
 
 
-def _young(reading: Reading, child: int) -> None:
+def _young(reading: Reading) -> None:
     """An age under eighteen speaks of a child as a word for one does."""
+    child = 1 << reading.lexicon.number["child"]
     for amount in reading.amounts:
         if amount.kind == "under" or (amount.kind == "age" and amount.value < ADULT):
-            bit = 1 << bisect_right(reading.clause_ends, amount.start)
-            reading.stands[child] = reading.stands.get(child, 0) | bit
+            reading.affirmed[bisect_right(reading.clause_ends, amount.start)] |= child
 
 
 def _past(hours: int) -> When:

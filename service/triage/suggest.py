@@ -7,6 +7,7 @@ from datetime import datetime
 from service.triage.facts import FACTS, HARMS, NOW, Fact, Source, Value
 from service.triage.language import detect_language
 from service.triage.lexicon import HOURS, Concept, Lexicon
+from service.triage.matcher import bits
 from service.triage.numbers import ADULT, Amount
 from service.triage.reading import TODAY_HOURS, Hit, Reading, read
 from service.triage.text import REPEAT, Normalised, normalise, replaced_at
@@ -111,9 +112,8 @@ def suggest(
         normal = replaced_at(normal, slips)
     reading = read(normal.text, lexicon, received_at)
     draft = _Draft(received_at, message, normal)
-    present = reading.present
-    for number in sorted(present & lexicon.setters):
-        _apply(lexicon.concepts[number], reading.hits_of(number), reading, draft)
+    for number in bits((reading.all_affirmed | reading.all_refused) & lexicon.setters):
+        _apply(lexicon.concepts[number], reading.hits.get(number, ()), reading, draft)
     _ages(reading, draft)
     _count(reading, draft, text)
     _timing(reading, draft)
@@ -124,20 +124,19 @@ def suggest(
 
 def _apply(concept: Concept, hits: Iterable[Hit], reading: Reading, draft: _Draft) -> None:
     """Let one concept set its facts where what it needs stands near it."""
-    stands = reading.stands
-    for group in concept.anywhere:
-        if not any(one in stands for one in group):
+    yes, no = reading.all_affirmed, reading.all_refused
+    for affirmed, refused in concept.anywhere:
+        if not (yes & affirmed or no & refused):
             return
-    if concept.nowhere and any(one in stands for one in concept.nowhere):
+    if yes & concept.nowhere[0] or no & concept.nowhere[1]:
         return
     fits: dict[int, bool] = {}
     for hit in hits:
-        clause = hit.clause
         if hit.under_if and not concept.under_if:
             continue
-        if clause not in fits:
-            fits[clause] = _fits(concept, reading.scope(clause, concept.within), stands)
-        if not fits[clause] or (concept.time != "any" and not _timely(concept, hit, reading)):
+        if hit.clause not in fits:
+            fits[hit.clause] = _fits(concept, *reading.near(hit.clause, concept.within))
+        if not fits[hit.clause] or (concept.time != "any" and not _timely(concept, hit, reading)):
             continue
         for name, value in concept.sets:
             if value == HOURS:
@@ -150,15 +149,12 @@ def _apply(concept: Concept, hits: Iterable[Hit], reading: Reading, draft: _Draf
                 draft.add(name, "no", hit.start, hit.end, hedged=hit.hedged)
 
 
-def _fits(concept: Concept, scope: int, stands: Mapping[int, int]) -> bool:
-    """Whether everything a concept needs stands in the clauses of `scope`, and nothing that keeps it away."""
-    for group in concept.needs:
-        for one in group:
-            if one in stands and stands[one] & scope:
-                break
-        else:
+def _fits(concept: Concept, yes: int, no: int) -> bool:
+    """Whether everything a concept needs is affirmed or denied near it, and nothing that keeps it away."""
+    for affirmed, refused in concept.needs:
+        if not (yes & affirmed or no & refused):
             return False
-    return all(one not in stands or not stands[one] & scope for one in concept.unless)
+    return not (yes & concept.unless[0] or no & concept.unless[1])
 
 
 def _timely(concept: Concept, hit: Hit, reading: Reading) -> bool:
@@ -232,10 +228,10 @@ def _timing(reading: Reading, draft: _Draft) -> None:
     if not reading.whens:
         return
     best: tuple[int, Hit] | None = None
-    for number in sorted(reading.present & reading.lexicon.harms):
+    for number in bits((reading.all_affirmed | reading.all_refused) & reading.lexicon.harms):
         if not any(draft.yes(name) for name, _ in reading.lexicon.concepts[number].sets):
             continue
-        for hit in reading.hits_of(number):
+        for hit in reading.hits.get(number, ()):
             if hit.denied:
                 continue
             for when in reading.when(hit, "around"):
@@ -284,11 +280,11 @@ def _choose(name: str, reading: Reading, draft: _Draft) -> None:
     if name not in draft.words:
         return
     best: tuple[int, int, int, Value] | None = None
-    for number in reading.present & reading.lexicon.places:
+    for number in reading.lexicon.places[name]:
         concept = reading.lexicon.concepts[number]
-        known, value = concept.sets[0]
-        if known == name and value in draft.words[name]:
-            for hit in reading.hits_of(number):
+        value = concept.sets[0][1]
+        if value in draft.words[name]:
+            for hit in reading.hits.get(number, ()):
                 order = (-concept.rank, hit.start, hit.end, value)
                 if not hit.denied and (best is None or order < best):
                     best = order

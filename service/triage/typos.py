@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 SHORTEST = 6
 _WORD = re.compile(r"(?<![^\W\d_])[a-z]{5,24}(?![^\W_])")
+_LATIN = re.compile("[a-z]+")
 _ENDINGS = ("", "s", "ed", "d", "ing", "er", "ers", "ly")
 
 
@@ -41,6 +42,11 @@ class Typos:
             if meant is not None and len(word) >= SHORTEST and one_slip(word, meant):
                 return meant
         return None
+
+
+def latin_words(text: str) -> list[str]:
+    """The words of plain Latin letters in a normalised text."""
+    return _LATIN.findall(text)
 
 
 def one_slip(left: str, right: str) -> bool:
