@@ -12,16 +12,16 @@ from typing import TypeAlias
 from service.canonical import canonical
 from service.errors import Misconfigured
 from service.triage.facts import FACTS, HARMS, Value
-from service.triage.matcher import ENGLISH_END, OTHER_END, Matcher, Term, Use, bits, merged, script_of
+from service.triage.matcher import ENGLISH_END, OTHER_END, Matcher, Term, Use, automaton_of, bits, merged
 from service.triage.places import district_names
 from service.triage.strict_yaml import Plain, load
 from service.triage.text import normalise
 from service.triage.typos import Typos, latin_words
 
-LANGUAGES = frozenset({"km", "kmr", "en", "fr", "de", "vi", "zh", "ko", "th", "ru"})
+LANGUAGES = frozenset({"name", "km", "kmr", "en", "fr", "de", "vi", "zh", "ko", "th", "ru", "ja"})
 SCOPES = ("before", "phrase", "clause", "around", "text")
 TIMES = ("any", "now", "today", "future", "past", "present")
-TENSES = ("", "now", "today", "future", "past", "habit")
+TENSES = ("", "now", "today", "future", "past", "habit", "since")
 GRAMMAR = ("", "turn", "condition", "hedge", "negation")
 REACHES = ("", "near", "after", "clause", "behind")
 HOURS = "hours"
@@ -94,6 +94,7 @@ class Lexicon:
 
     number: of each concept by id. closures: of each concept itself and its groups, as bits. setters, harms: as bits,
     the concepts that set a fact, and those that set a harm. places: the numbers of those that set a province, a venue.
+    venues: by kind of place the concept of it, as in `closures`.
     """
 
     def __init__(
@@ -109,6 +110,9 @@ class Lexicon:
         self.typos = typos
         self.setters = _setting(concepts, FACTS)
         self.harms = _setting(concepts, HARMS)
+        self.venues = {
+            str(concepts[number].sets[0][1]): self.closures[number] for number in bits(_setting(concepts, ("venue_type",)))
+        }
         self.places = {name: tuple(bits(_setting(concepts, (name,)))) for name in ("province", "venue_type")}
 
     def unreviewed(self) -> int:
@@ -158,7 +162,7 @@ def load_lexicon(folder: Path) -> Lexicon:
         content_hash=sha256(canonical({"head": head, "concepts": [dict(row) for row in rows]})).hexdigest(),
         concepts=concepts,
         matcher=Matcher({term: _use(term_of, concepts, watched) for term, term_of in terms.found.items()}),
-        typos=Typos(terms.words, str(head["ordinary_words"]).split()),
+        typos=Typos(terms.words.get("en", set()) | terms.words.get("name", set()), str(head["ordinary_words"]).split()),
     )
 
 
@@ -185,7 +189,7 @@ def _use(term_of: Iterable[tuple[int, str]], concepts: tuple[Concept, ...], watc
 
 
 class _Terms:
-    """Collects the terms in all their spellings: of which concepts, and as what; and the Latin words among them."""
+    """Collects the terms in all their spellings: of which concepts, and as what; and their Latin words by automaton."""
 
     def __init__(self, head: _Row) -> None:
         spellings = head["spellings"]
@@ -195,7 +199,7 @@ class _Terms:
             [normalise(way).text for way in _words(ways, "lexicon.yaml: spellings")] for ways in spellings
         ]
         self.found: dict[Term, dict[tuple[int, str], None]] = {}
-        self.words: set[str] = set()
+        self.words: dict[str, set[str]] = {}
 
     def add(self, number: int, row: _Row, key: str) -> None:
         languages = row.get(key, {})
@@ -207,10 +211,10 @@ class _Terms:
                 if not any(letter.isalnum() for letter in text):
                     raise BadLexicon(f"concept {row['id']}: a term without letters")
                 ending = (ENGLISH_END if language == "en" else OTHER_END) if term.endswith("*") else None
-                if script_of(text) == "word":
-                    self.words.update(latin_words(text))
+                automaton = automaton_of(language, text)
+                self.words.setdefault(automaton, set()).update(latin_words(text))
                 for spelt in self._spelt(text):
-                    self.found.setdefault((spelt, ending), {})[number, key] = None
+                    self.found.setdefault((automaton, spelt, ending), {})[number, key] = None
 
     def _spelt(self, text: str) -> Iterable[str]:
         ways = {text: None}

@@ -1,7 +1,7 @@
 """Finding the lexicon's terms in a normalised text, all at once, in linear time (triage.md section 3, "Match").
 
-Three automata, for each kind of writing one: Khmer, words of alphabets, and writing without edges (Chinese, Thai ...).
-What a term stands for is laid out beforehand as bits, one a concept, so that reading a text takes a step a word.
+An automaton for each kind of writing: Khmer, writing without edges (Chinese, Thai ...), Cyrillic; and for words in
+Latin letters one for each language, so that Vietnamese "do" is not found in English. What a term stands for is laid out beforehand as bits, one a concept, so that reading a text takes a step a word.
 """
 
 import re
@@ -22,6 +22,11 @@ NO_EDGES = re.compile("[\u0e00-\u0e7f\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7af\U00
 ENGLISH_END = re.compile(r"(?:'?s|es|d|ed|ing|ers?|ly|e?n|t|(?:([bdgklmnprt])(?<=\1\1))(?:ing|ed|er))(?![a-z0-9])")
 OTHER_END = re.compile(r"[^\W\d_]{1,4}(?![^\W_])")
 
+# Names of places stand in texts of any language.
+LATIN = ("name", "en", "fr", "de", "vi", "kmr")
+KHMER_SCRIPT, EDGELESS, CYRILLIC = "khmer", "edgeless", "cyrillic"
+
+_CYRILLIC = re.compile("[\u0400-\u052f]")
 _LETTER = re.compile(f"[{LETTERS}]")
 _CONTINUES = frozenset([chr(code) for code in range(0x17B6, 0x17D4)] + ["\u17dd"])
 _BLANK_IN_KHMER = re.compile("(?<=[\u1780-\u17ff]) (?=[\u1780-\u17ff])")
@@ -62,47 +67,49 @@ class Use(NamedTuple):
 
 
 Found: TypeAlias = tuple[int, int, Use]
-Term: TypeAlias = tuple[str, re.Pattern[str] | None]
+# A term: the language of its automaton, its letters, and how it may go on (None: not at all).
+Term: TypeAlias = tuple[str, str, re.Pattern[str] | None]
 # A term as a whole, and as it may go on.
 _Uses: TypeAlias = tuple[Use, tuple[tuple[re.Pattern[str], Use], ...]]
 
 
 class Matcher:
-    """The automata over all terms.
-
-    terms: for each normalised term, with how it may go on (None: not at all), what it stands for.
-    """
+    """The automata over all terms. terms: what each normalised term stands for."""
 
     def __init__(self, terms: Mapping[Term, Use]) -> None:
-        spelt: dict[str, dict[str, dict[re.Pattern[str] | None, Use]]] = {"word": {}, "khmer": {}, "other": {}}
-        for (text, ending), use in terms.items():
-            script = script_of(text)
-            spelt[script].setdefault(f" {edged(text).strip()}" if script == "word" else text, {})[ending] = use
-        self._words, self._khmer, self._other = (_automaton(found) for found in spelt.values())
+        spelt: dict[str, dict[str, dict[re.Pattern[str] | None, Use]]] = {KHMER_SCRIPT: {}, EDGELESS: {}, CYRILLIC: {}}
+        for (language, text, ending), use in terms.items():
+            letters = text if language in (KHMER_SCRIPT, EDGELESS) else f" {edged(text).strip()}"
+            spelt.setdefault(language, {}).setdefault(letters, {})[ending] = use
+        self._automata = {language: _automaton(found) for language, found in spelt.items() if found}
 
-    def find(self, text: str) -> list[Found]:
+    def find(self, text: str, latin: Iterable[str]) -> list[Found]:
         """Return what stands in a normalised text, overlapping: start, end and use of each term.
 
-        Khmer words begin at a base letter and are not followed by a mark; blanks between them count for nothing.
-        Words of alphabets stand whole, or end in a usual ending where the term allows one; Chinese, Korean and Thai
-        have no edges.
+        latin: the languages whose Latin words are looked for. Khmer words begin at a base letter and are not followed
+        by a mark; blanks between them count for nothing. Words of alphabets stand whole, or end in a usual ending
+        where the term allows one; Chinese, Korean and Thai have no edges.
         """
         found: list[Found] = []
+        ascii_only = text.isascii()
         if _LETTER.search(text):
-            self._find_words(text, found)
-        if text.isascii():
+            languages = latin if ascii_only or not _CYRILLIC.search(text) else (*latin, CYRILLIC)
+            words = f" {edged(text)} "
+            for language in languages:
+                if language in self._automata:
+                    self._find_words(language, words, found)
+        if ascii_only:
             return found
-        if KHMER.search(text):
+        if KHMER.search(text) and KHMER_SCRIPT in self._automata:
             self._find_khmer(text, found)
-        if NO_EDGES.search(text):
-            automaton, uses = self._other
+        if NO_EDGES.search(text) and EDGELESS in self._automata:
+            automaton, uses = self._automata[EDGELESS]
             for pattern, start, end in automaton.find_matches_as_indexes(text, overlapping=True):
                 found.append((start, end, uses[pattern][0]))
         return found
 
-    def _find_words(self, text: str, found: list[Found]) -> None:
-        automaton, uses = self._words
-        words = f" {edged(text)} "
+    def _find_words(self, language: str, words: str, found: list[Found]) -> None:
+        automaton, uses = self._automata[language]
         for pattern, start, end in automaton.find_matches_as_indexes(words, overlapping=True):
             whole, endings = uses[pattern]
             if words[end] == " ":
@@ -113,7 +120,7 @@ class Matcher:
                     found.append((start, match.end() - 1, use))
 
     def _find_khmer(self, text: str, found: list[Found]) -> None:
-        automaton, uses = self._khmer
+        automaton, uses = self._automata[KHMER_SCRIPT]
         blanks = [match.start() for match in _BLANK_IN_KHMER.finditer(text)]
         if blanks:
             text = _BLANK_IN_KHMER.sub("", text)
@@ -126,11 +133,15 @@ class Matcher:
                 found.append((start, end, uses[pattern][0]))
 
 
-def script_of(term: str) -> str:
-    """Which automaton a normalised term belongs to: khmer, other, word."""
-    if KHMER.match(term):
-        return "khmer"
-    return "other" if NO_EDGES.match(term) else "word"
+def automaton_of(language: str, term: str) -> str:
+    """Which automaton a normalised term of a language belongs to."""
+    if KHMER.search(term):
+        return KHMER_SCRIPT
+    if NO_EDGES.search(term):
+        return EDGELESS
+    if _CYRILLIC.search(term):
+        return CYRILLIC
+    return language if language in LATIN else "en"
 
 
 def edged(text: str) -> str:

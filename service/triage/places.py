@@ -135,7 +135,7 @@ def district_names() -> dict[str, dict[str, list[str]]]:
             latin += _latin(district.name_en.lower().replace("'", ""))
         for name in {*khmer, *latin}:
             owners.setdefault(name, set()).add(code)
-        names[code] = {"km": khmer, "en": latin}
+        names[code] = {"km": khmer, "name": latin}
     return {
         code: {language: sorted({name for name in found if len(owners[name]) == 1}) for language, found in both.items()}
         for code, both in names.items()

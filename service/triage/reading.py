@@ -5,21 +5,23 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 from operator import itemgetter
 from typing import NamedTuple, TypeAlias
 
 from service.triage.lexicon import Concept, Lexicon, Masks, When
-from service.triage.matcher import Found
+from service.triage.matcher import LATIN, NO_EDGES, Found
 from service.triage.numbers import ADULT, Amount, Number, amounts, digits
 
 PHNOM_PENH = timezone(timedelta(hours=7))
 TODAY_HOURS = 12
 NEAR = 40
-PHRASE = 24
+PHRASE, SHORT_PHRASE = 24, 8
 CLUSTERS_DENIED = 12
 WORDS_DENIED = 4
 ADJACENT = 6
 FEW, MANY = 4, 16
+TODAY_IS = 12
 
 _CLAUSE_END = re.compile(r"(?:[។៕!?;\n。…]|\.(?!\w))[\s។៕!?;.。…]*")
 _KHMER_BASE = re.compile("(?<!\u17d2)[\u1780-\u17b3]")
@@ -49,11 +51,11 @@ class Reading:
     whens: the words of time of each clause, with their positions.
     """
 
-    def __init__(self, text: str, lexicon: Lexicon, clause_ends: list[int]) -> None:
+    def __init__(self, text: str, lexicon: Lexicon, clause_ends: list[int], given: int = 0) -> None:
         self.text = text
         self.lexicon = lexicon
         self.clause_ends = clause_ends
-        self.affirmed = [0] * (len(clause_ends) + 1)
+        self.affirmed = [given] * (len(clause_ends) + 1)
         self.refused = [0] * (len(clause_ends) + 1)
         self.all_affirmed = self.all_refused = 0
         self.hits: dict[int, list[Hit]] = {}
@@ -77,14 +79,17 @@ class Reading:
     def when(self, hit: Hit, within: str = "before") -> Sequence[When]:
         """The words of time for a hit: its clause's, else those of the clause before, else as far as `within` goes.
 
-        Khmer writes long stretches without an end: of several words of time near a Khmer hit the nearest counts.
+        Khmer writes long stretches without an end: of several words of time near a Khmer hit the nearest counts, and
+        a mere "will" only if there is no other.
         """
         own = self.whens.get(hit.clause)
         if within == "phrase":
-            return [when for position, when in own or () if _distance(hit, position) <= PHRASE]
+            far = SHORT_PHRASE if NO_EDGES.match(self.text[hit.start]) else PHRASE
+            return [when for position, when in own or () if _distance(hit, position) <= far]
         if own is not None and len(own) > 1 and _KHMER_LETTER.match(self.text[hit.start]):
-            distance, nearest = min((_distance(hit, position), number) for number, (position, _) in enumerate(own))
-            own = [own[nearest]] if distance <= NEAR else own
+            clear = [item for item in own if item[1].tense != "future" or item[1].hours is not None] or own
+            distance, nearest = min((_distance(hit, position), number) for number, (position, _) in enumerate(clear))
+            own = [clear[nearest]] if distance <= NEAR else clear
         if own is None and within != "clause":
             own = self.whens.get(hit.clause - 1)
         if own is None and within in ("around", "text"):
@@ -112,10 +117,17 @@ def _distance(hit: Hit, position: int) -> int:
     return max(hit.start - position, position - hit.end, 0)
 
 
-def read(text: str, lexicon: Lexicon, received_at: datetime | None = None) -> Reading:
+def read(
+    text: str,
+    lexicon: Lexicon,
+    received_at: datetime | None = None,
+    latin: Iterable[str] = LATIN,
+    given: int = 0,
+) -> Reading:
     """Read a normalised text. Linear time: of each kind of neighbour only the nearest few are looked at.
 
-    received_at: turns weekdays and years into hours ahead and ages of events; None leaves them open.
+    latin: the languages whose Latin words are looked for. given: concepts that stand in every clause, as bits, though
+    no word says so. received_at: turns weekdays and years into hours ahead and ages of events; None leaves them open.
     """
     concepts = lexicon.concepts
     content: list[Found] = []
@@ -123,7 +135,7 @@ def read(text: str, lexicon: Lexicon, received_at: datetime | None = None) -> Re
     shields: list[Found] = []
     turns: list[int] = []
     numbers = digits(text)
-    for item in lexicon.find(text):
+    for item in lexicon.find(text, latin):
         start, end, use = item
         if use.shields:
             shields.append(item)
@@ -139,11 +151,12 @@ def read(text: str, lexicon: Lexicon, received_at: datetime | None = None) -> Re
             content.append(item)
     if shields:
         content, marks = _unshielded(content, marks, sorted(shields), lexicon)
-    reading = Reading(text, lexicon, _clause_ends(text, turns))
+    reading = Reading(text, lexicon, _clause_ends(text, turns), given)
     swallowed: list[tuple[int, int]] = []
     if marks:
         marks, swallowed = _swallow(sorted(marks, key=itemgetter(0, 1)), sorted(content, key=itemgetter(0, 1)))
-    _place_all(reading, content, marks, swallowed, received_at)
+    _place_all(reading, content, marks, swallowed)
+    _weekdays(reading, received_at)
     words = sorted({(hit.start, hit.end) for hit in reading.of("child")})
     reading.amounts = amounts(text, _longest(numbers), words) if numbers else []
     if reading.amounts:
@@ -216,7 +229,6 @@ def _place_all(
     content: Iterable[Found],
     marks: Sequence[_Mark],
     swallowed: Sequence[tuple[int, int]],
-    received_at: datetime | None,
 ) -> None:
     """Enter the concepts' words into the reading: denied, doubted or under an "if" by the marks of their clause."""
     affirmed, refused, hits = reading.affirmed, reading.refused, reading.hits
@@ -242,7 +254,7 @@ def _place_all(
         for number in special:
             when = concepts[number].when
             if when is not None and not denied:
-                reading.add_when(start, _dated(when, received_at))
+                reading.add_when(start, when)
 
 
 def _marked(
@@ -301,11 +313,22 @@ def _longest(numbers: Sequence[Number]) -> list[Number]:
     return kept
 
 
-def _dated(when: When, received_at: datetime | None) -> When:
-    if when.weekday is None or received_at is None:
-        return when
-    days = (when.weekday - received_at.astimezone(PHNOM_PENH).weekday()) % 7
-    return replace(when, hours=24 * days)
+def _weekdays(reading: Reading, received_at: datetime | None) -> None:
+    """Give weekdays their distance in hours, from the day the text names as today, else from that of receipt."""
+    if not any(when.weekday is not None for found in reading.whens.values() for _, when in found):
+        return
+    today = received_at.astimezone(PHNOM_PENH).weekday() if received_at is not None else None
+    for found in reading.whens.values():
+        for (position, when), (after, day) in pairwise(sorted(found, key=itemgetter(0))):
+            if when.tense == "today" and day.weekday is not None and after - position <= TODAY_IS:
+                today = day.weekday
+    if today is None:
+        return
+    for found in reading.whens.values():
+        found[:] = [
+            (position, when if when.weekday is None else replace(when, hours=24 * ((when.weekday - today) % 7)))
+            for position, when in found
+        ]
 
 
 def _durations(reading: Reading, received_at: datetime | None) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from service.triage.facts import FACTS, HARMS, NOW, Fact, Source, Value
-from service.triage.language import detect_language
+from service.triage.language import spoken
 from service.triage.lexicon import HOURS, Concept, Lexicon
 from service.triage.matcher import bits
 from service.triage.numbers import ADULT, Amount
@@ -13,10 +13,11 @@ from service.triage.reading import TODAY_HOURS, Hit, Reading, read
 from service.triage.text import REPEAT, Normalised, normalise, replaced_at
 
 MOST_SPANS = 8  # a few words show a person why; the account has the rest
-_RECENCIES = FACTS["recency"].ranks
 # Kinds of message in which a place is only talked of: it is not where a child or a harm is.
 _NO_PLACE = frozenset({"question", "offer", "thanks", "spam", "test", "abusive"})
 _LABOUR = ("child_labour", "begging")
+# What makes a report of a question, though it is no harm.
+_CONCERNS = frozenset((*_LABOUR, "child_marriage_agreed", "home_conditions"))
 # Facts that make a message a report, whatever else it says (triage.md section 3, "Message kind").
 _REPORTS = frozenset(
     (*NOW, *HARMS, "retaliation_threat", "threat_to_share", "material_shared", "settlement", "official_complicity")
@@ -24,6 +25,8 @@ _REPORTS = frozenset(
 _COUNTED = frozenset((*NOW, *HARMS, "child_labour", "material_shared", "suspect_leaving"))
 _ABOUT_CHILDREN = frozenset(("child_involved", "adult_survivor", "self_harm"))
 _NOTHING = frozenset(("no", "none"))
+_OVER = frozenset(("custody", "dead"))
+_RECENCY_RANK = {"past": 0, "historic": 1, "recent": 2, "now": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +110,11 @@ def suggest(
     message: the id of the message, kept with each fact.
     """
     normal = normalise(text)
+    language, latin = spoken(normal.text)
     slips = lexicon.typos.correct(normal.text)
     if slips:
         normal = replaced_at(normal, slips)
-    reading = read(normal.text, lexicon, received_at)
+    reading = read(normal.text, lexicon, received_at, latin, lexicon.venues.get((context or {}).get("venue_type", ""), 0))
     draft = _Draft(received_at, message, normal)
     for number in bits((reading.all_affirmed | reading.all_refused) & lexicon.setters):
         _apply(lexicon.concepts[number], reading.hits.get(number, ()), reading, draft)
@@ -119,7 +123,7 @@ def suggest(
     _timing(reading, draft)
     _scope(reading, draft)
     _target(reading, draft, context or {})
-    return Suggestion(draft.facts(), detect_language(text))
+    return Suggestion(draft.facts(), language)
 
 
 def _apply(concept: Concept, hits: Iterable[Hit], reading: Reading, draft: _Draft) -> None:
@@ -170,7 +174,7 @@ def _timely(concept: Concept, hit: Hit, reading: Reading) -> bool:
         return bool(tenses & {"future", "today"})
     if concept.time == "past":
         return "past" in tenses
-    return not tenses & {"past", "future"} or bool(tenses & {"now", "today", "habit"})
+    return not tenses & {"past", "future"} or bool(tenses & {"now", "today", "habit", "since"})
 
 
 def _ages(reading: Reading, draft: _Draft) -> None:
@@ -224,23 +228,34 @@ def _count(reading: Reading, draft: _Draft, original: str) -> None:
 
 
 def _timing(reading: Reading, draft: _Draft) -> None:
-    """When the harm was, and whether it goes on (triage.md section 3, "Time")."""
-    if not reading.whens:
-        return
-    best: tuple[int, Hit] | None = None
+    """When the harm was, and whether it goes on (triage.md section 3, "Time").
+
+    A harm with no word of time is a recent one, unless it is told second-hand or whoever did it is gone.
+    """
+    best: tuple[int, str, Hit] | None = None
+    untimed: Hit | None = None
     for number in bits((reading.all_affirmed | reading.all_refused) & reading.lexicon.harms):
         if not any(draft.yes(name) for name, _ in reading.lexicon.concepts[number].sets):
             continue
         for hit in reading.hits.get(number, ()):
-            if hit.denied:
+            if hit.denied or hit.under_if:
                 continue
-            for when in reading.when(hit, "around"):
-                if when.recency and (best is None or _RECENCIES[when.recency] > best[0]):
-                    best = (_RECENCIES[when.recency], hit)
+            untimed = untimed or hit
+            for when in reading.when(hit, "around") if reading.whens else ():
+                if when.recency and (best is None or _RECENCY_RANK[when.recency] > best[0]):
+                    best = (_RECENCY_RANK[when.recency], when.recency, hit)
                 if when.access:
                     draft.add("suspect_access", "ongoing", hit.start, hit.end)
     if best is not None:
-        draft.add("recency", FACTS["recency"].values[best[0]], best[1].start, best[1].end)
+        draft.add("recency", best[1], best[2].start, best[2].end)
+    elif untimed is not None and not (
+        draft.yes("second_hand")
+        or draft.yes("adult_survivor")
+        or "none" in draft.values("suspect_access")
+        or draft.values("suspect_status") & _OVER
+        or any(when.tense == "past" for found in reading.whens.values() for _, when in found)
+    ):
+        draft.add("recency", "recent", untimed.start, untimed.end, hedged=True)
 
 
 def _scope(reading: Reading, draft: _Draft) -> None:
@@ -254,10 +269,17 @@ def _scope(reading: Reading, draft: _Draft) -> None:
         draft.add("child_involved", "yes", children[0].start, children[0].end)
     elif adults and not draft.stands(_ABOUT_CHILDREN):
         draft.add("child_involved", "no", adults[0].start, adults[0].end)
-    if "retraction" in draft.values("message_kind"):
-        draft.drop((*HARMS, *_LABOUR))
-    if draft.stands(_REPORTS):
+    kinds = draft.values("message_kind")
+    if "retraction" in kinds or ("thanks" in kinds and _is_over(draft)):
+        draft.drop((*HARMS, *_LABOUR, "recency"))
+    if draft.stands(_REPORTS) or ("question" in kinds and draft.stands(_CONCERNS)):
         draft.drop(("message_kind",))
+
+
+def _is_over(draft: _Draft) -> bool:
+    """Whether the child is safe or the suspect held, and nobody has access or presses anybody."""
+    safe = draft.yes("child_safe_now") or bool(draft.values("suspect_status") & _OVER)
+    return safe and "ongoing" not in draft.values("suspect_access") and not draft.stands(_REPORTS - set(HARMS))
 
 
 def _target(reading: Reading, draft: _Draft, context: Mapping[str, str]) -> None:
@@ -270,6 +292,8 @@ def _target(reading: Reading, draft: _Draft, context: Mapping[str, str]) -> None
     if places and "no" not in draft.values("place_known"):
         words = next(iter(draft.words["province" if "province" in draft.words else "venue_type"].values()))
         draft.add("place_known", "yes", *words[0])
+    if "no" in draft.values("person_known"):
+        draft.words["person_known"].pop("yes", None)
     if context.get("form") == "child_residential" and reading.has("here"):
         here = reading.of("here")[0]
         draft.add("reporter_lives_at_place", "yes", here.start, here.end)
