@@ -29,8 +29,8 @@ NO = "no "
 UNREVIEWED = "unreviewed"
 
 _HEAD = {"lexicon", "version", "authors", "approved_by", "spellings", "ordinary_words"}
-_KEYS = {"id", "terms", "of", "not_in", "sets", "needs", "unless", "anywhere", "nowhere", "within", "time", "under_if"}
-_KEYS |= {"rank", "denied_by", "grammar", "reach", "when", "number", "examples", "reviewed"}
+_KEYS = {"id", "terms", "of", "not_in", "sets", "needs", "unless", "anywhere", "nowhere", "within", "close", "time"}
+_KEYS |= {"under_if", "doubt", "rank", "denied_by", "grammar", "reach", "when", "number", "examples", "reviewed"}
 # Concepts whose positions service.triage.suggest asks for, beside those that set a fact.
 _WATCHED = ("child", "children", "baby", "here")
 
@@ -63,7 +63,8 @@ class Concept:
     value `hours` stands for the hours ahead that the words of time give. needs: of each pair one must stand in scope,
     unless: none may; anywhere, nowhere: the same for the whole text. within: the scope: the clause and the one
     before, the clause (words of time for a phrase only close by), the clause with both neighbours, or the text.
-    time: what the words of time in scope must say. under_if: stands even after "if". denied_by: "adjacent" if only a
+    time: what the words of time in scope must say. under_if: stands even after "if". doubt: what it sets is inferred,
+    and marked hedged. denied_by: "adjacent" if only a
     "not" right before it counts. groups: the concepts that include this one. rank: of several values of a neutral
     fact the highest wins, then the first.
     """
@@ -75,8 +76,10 @@ class Concept:
     anywhere: tuple[Masks, ...] = ()
     nowhere: Masks = (0, 0)
     within: str = SCOPES[0]
+    close: tuple[tuple[int, ...], ...] = ()
     time: str = TIMES[0]
     under_if: bool = False
+    doubt: bool = False
     denied_by: str = ""
     groups: tuple[int, ...] = ()
     grammar: str = ""
@@ -156,6 +159,7 @@ def load_lexicon(folder: Path) -> Lexicon:
         terms.add(number, row, "terms")
         terms.add(number, row, "not_in")
     watched = frozenset(numbers[name] for name in _WATCHED if name in numbers)
+    watched |= {max(number, ~number) for concept in concepts for group in concept.close for number in group}
     return Lexicon(
         name=str(head["lexicon"]),
         version=str(head["version"]),
@@ -267,8 +271,10 @@ def _concept(row: _Row, numbers: Mapping[str, int], groups: tuple[int, ...]) -> 
         anywhere=_groups(row, "anywhere", numbers),
         nowhere=_masks(_named(row, "nowhere"), numbers, row),
         within=_choice(row, "within", SCOPES),
+        close=tuple((*bits(yes), *(~number for number in bits(no))) for yes, no in _groups(row, "close", numbers)),
         time=_choice(row, "time", TIMES),
         under_if=_choice(row, "under_if", ("no", "yes")) == "yes",
+        doubt=_choice(row, "doubt", ("no", "yes")) == "yes",
         denied_by=_choice(row, "denied_by", ("", "adjacent")),
         groups=groups,
         grammar=_choice(row, "grammar", GRAMMAR),

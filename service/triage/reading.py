@@ -98,6 +98,17 @@ class Reading:
             own = [when for found in self.whens.values() for when in found]
         return [when for _, when in own or ()]
 
+    def close(self, hit: Hit, group: Iterable[int]) -> bool:
+        """Whether one of the concepts of `group` stands a few words from `hit` in its clause; below 0: is denied."""
+        far = SHORT_PHRASE if NO_EDGES.match(self.text[hit.start]) else PHRASE
+        return any(
+            other.clause == hit.clause
+            and other.denied == (number < 0)
+            and max(hit.start - other.end, other.start - hit.end) <= far
+            for number in group
+            for other in self.hits.get(max(number, ~number), ())
+        )
+
     def add_when(self, position: int, when: When) -> None:
         """Enter a word of time; a clause that is stuffed with them keeps the first."""
         found = self.whens.setdefault(bisect_right(self.clause_ends, position), [])

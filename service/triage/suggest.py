@@ -142,15 +142,17 @@ def _apply(concept: Concept, hits: Iterable[Hit], reading: Reading, draft: _Draf
             fits[hit.clause] = _fits(concept, *reading.near(hit.clause, concept.within))
         if not fits[hit.clause] or (concept.time != "any" and not _timely(concept, hit, reading)):
             continue
+        if concept.close and not all(reading.close(hit, group) for group in concept.close):
+            continue
         for name, value in concept.sets:
             if value == HOURS:
                 hours = [when.hours for when in reading.when(hit, "text") if when.hours is not None]
                 if hours and not hit.denied:
-                    draft.add(name, min(hours), hit.start, hit.end, hedged=hit.hedged)
+                    draft.add(name, min(hours), hit.start, hit.end, hedged=hit.hedged or concept.doubt)
             elif not hit.denied:
-                draft.add(name, value, hit.start, hit.end, hedged=hit.hedged)
+                draft.add(name, value, hit.start, hit.end, hedged=hit.hedged or concept.doubt)
             elif value == "yes" and "no" in FACTS[name].ranks:
-                draft.add(name, "no", hit.start, hit.end, hedged=hit.hedged)
+                draft.add(name, "no", hit.start, hit.end, hedged=hit.hedged or concept.doubt)
 
 
 def _fits(concept: Concept, yes: int, no: int) -> bool:
