@@ -169,7 +169,7 @@ def read(
     _place_all(reading, content, marks, swallowed)
     _weekdays(reading, received_at)
     words = sorted({(hit.start, hit.end) for hit in reading.of("child")})
-    reading.amounts = amounts(text, _longest(numbers), words) if numbers else []
+    reading.amounts = amounts(text, _longest(text, numbers), words) if numbers else []
     if reading.amounts:
         _durations(reading, received_at)
         _young(reading)
@@ -315,13 +315,24 @@ def _denies(text: str, mark: _Mark, item: Found) -> bool:
     return between.count(" ") <= WORDS_DENIED
 
 
-def _longest(numbers: Sequence[Number]) -> list[Number]:
-    """Keep of overlapping numbers the longest: ប្រាំបី is 8, not 5 and 3."""
+def _longest(text: str, numbers: Sequence[Number]) -> list[Number]:
+    """Keep of overlapping numbers the longest: ប្រាំបី is 8, not 5 and 3; "fifty-three" is one number, 53."""
     kept: list[Number] = []
     for number in sorted(numbers, key=lambda number: (number.start, -number.end)):
         if not kept or number.start >= kept[-1].end:
-            kept.append(number)
+            tens = kept[-1] if kept else None
+            if tens is not None and _are_one(text, tens, number):
+                kept[-1] = Number(tens.start, number.end, tens.value + number.value)
+            else:
+                kept.append(number)
     return kept
+
+
+def _are_one(text: str, tens: Number, ones: Number) -> bool:
+    """Whether number words follow each other as tens and ones."""
+    between = text[tens.end : ones.start]
+    words = not text[tens.start].isdigit() and not text[ones.start].isdigit()
+    return words and between in ("", "-", " ") and tens.value in range(20, 100, 10) and 0 < ones.value < 10
 
 
 def _weekdays(reading: Reading, received_at: datetime | None) -> None:
