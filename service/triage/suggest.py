@@ -12,6 +12,7 @@ from service.triage.numbers import ADULT, Amount
 from service.triage.reading import TODAY_HOURS, Hit, Reading, read
 from service.triage.text import REPEAT, Normalised, normalise, replaced_at
 
+CLEAR_PLACE = 4  # the rank from which a word names a kind of place and no mere surroundings
 MOST_SPANS = 8  # a few words show a person why; the account has the rest
 # Kinds of message in which a place is only talked of: it is not where a child or a harm is.
 _NO_PLACE = frozenset({"question", "offer", "thanks", "spam", "test", "abusive"})
@@ -25,6 +26,7 @@ _REPORTS = frozenset(
 _COUNTED = frozenset((*NOW, *HARMS, "child_labour", "material_shared", "suspect_leaving"))
 _ABOUT_CHILDREN = frozenset(("child_involved", "adult_survivor", "self_harm"))
 _NOTHING = frozenset(("no", "none"))
+_CARE = {"orphanage", "residential_care"}
 _OVER = frozenset(("custody", "dead"))
 _RECENCY_RANK = {"past": 0, "historic": 1, "recent": 2, "now": 3}
 
@@ -286,8 +288,8 @@ def _is_over(draft: _Draft) -> bool:
 
 def _target(reading: Reading, draft: _Draft, context: Mapping[str, str]) -> None:
     """Whether the place and the person can be found."""
-    for name in ("province", "venue_type"):
-        _choose(name, reading, draft)
+    _choose("province", reading, draft)
+    _choose("venue_type", reading, draft, context.get("venue_type"))
     if draft.values("message_kind") & _NO_PLACE:
         draft.drop(("venue_type",))
     places = draft.values("province") or draft.values("venue_type") - {"online"}
@@ -301,8 +303,12 @@ def _target(reading: Reading, draft: _Draft, context: Mapping[str, str]) -> None
         draft.add("reporter_lives_at_place", "yes", here.start, here.end)
 
 
-def _choose(name: str, reading: Reading, draft: _Draft) -> None:
-    """Keep of several values of a fact that of the highest rank, then the first in the text."""
+def _choose(name: str, reading: Reading, draft: _Draft, known: str | None = None) -> None:
+    """Keep of several values of a fact that of the highest rank, then the first in the text.
+
+    known: what the poster says. A word that only hints at a kind of place does not speak against it, and a home for
+    children is called an orphanage or not.
+    """
     if name not in draft.words:
         return
     best: tuple[int, int, int, Value] | None = None
@@ -315,5 +321,6 @@ def _choose(name: str, reading: Reading, draft: _Draft) -> None:
                 if not hit.denied and (best is None or order < best):
                     best = order
     draft.drop((name,))
-    if best is not None:
-        draft.add(name, best[3], best[1], best[2])
+    if best is None or (known is not None and (-best[0] < CLEAR_PLACE or {known, best[3]} == _CARE)):
+        return
+    draft.add(name, best[3], best[1], best[2])
