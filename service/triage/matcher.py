@@ -127,10 +127,16 @@ class Matcher:
             blanks = [position - number for number, position in enumerate(blanks)]
         length = len(text)
         for pattern, start, end in automaton.find_matches_as_indexes(text, overlapping=True):
-            if (end == length or text[end] not in _CONTINUES) and not (start and text[start - 1] == COENG):
+            if (end == length or not _goes_on(text, end)) and not (start and text[start - 1] == COENG):
                 if blanks:
                     start, end = start + bisect_right(blanks, start), end + bisect_left(blanks, end)
                 found.append((start, end, uses[pattern][0]))
+
+
+def _goes_on(text: str, end: int) -> bool:
+    """Whether a Khmer term that ends here is only the beginning of a cluster or of a number."""
+    after = text[end]
+    return after in _CONTINUES or (after.isdigit() and text[end - 1].isdigit())
 
 
 def automaton_of(language: str, term: str) -> str:

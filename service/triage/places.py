@@ -118,6 +118,15 @@ _COMMON_LATIN = frozenset({"samraong", "kuleaen", "mean chey", "sambour", "preah
 _BEFORE = ("ស្រុក", "ខណ្ឌ", "ក្រុង", "នៅ", "ឯ")
 
 
+def street_names() -> dict[str, list[str]]:
+    """Return the numbered streets that are Phnom Penh's: other towns have few, with low numbers."""
+    numbers = range(51, 700)
+    return {
+        "km": [f"{street}{number}" for number in numbers for street in ("ផ្លូវ", "ផ្លូវ ", "ផ្លូវលេខ", "ផ្លូវលេខ ")],
+        "name": [f"{street} {number}" for number in numbers for street in ("street", "st", "str", "phlov", "plov")],
+    }
+
+
 def district_names() -> dict[str, dict[str, list[str]]]:
     """Return for each province code the names of its districts: Khmer, and Latin in the usual spellings.
 

@@ -248,7 +248,7 @@ def _timing(reading: Reading, draft: _Draft) -> None:
             for when in reading.when(hit, "around") if reading.whens else ():
                 if when.recency and (best is None or _RECENCY_RANK[when.recency] > best[0]):
                     best = (_RECENCY_RANK[when.recency], when.recency, hit)
-                if when.access:
+                if when.access and "none" not in draft.values("suspect_access"):
                     draft.add("suspect_access", "ongoing", hit.start, hit.end)
     if best is not None:
         draft.add("recency", best[1], best[2].start, best[2].end)
