@@ -15,6 +15,7 @@ OLDEST_ALONE = 19
 
 _DIGITS = re.compile("[0-9]+")
 _LEFT_WINDOW = 26
+_SIGNS = ("$", "€")
 _NEAR_CHILD = 30
 
 
@@ -28,7 +29,7 @@ _FILLERS = _BEFORE.pop("fillers")
 _OWN = re.compile(r"(?:\bi(?:'?m| am| m)|ខ្ញុំ|ញុំ|\bknh?om|мне|\bcon|\bje (?:suis|m'appelle)|\bich bin|หนู|나는)[^.]{0,14}$")
 _CHILD_THEN_AGE = re.compile(
     r"[ ,(]*(?:of|aged?|abt|about|around|approx\.?|maybe|possibly|ca\.?|vielleicht|is|are|look|looks|like|only|just|"
-    r"ប្រហែល|ប្រហែរ|ប្រមាណ|អាយុ|តែ|ayu|prohel)?[ ,(]*$"
+    r"ប្រហែល|ប្រហែរ|ប្រមាណ|អាយុ|តែ|ayu|prohel|[0-9]{1,3} ?(?:នាក់|neak))?[ ,(]*$"
 )
 # What stands after a number, from its right edge.
 _RIGHT = re.compile(
@@ -38,8 +39,9 @@ _RIGHT = re.compile(
     r"mois|jours|jahren|monaten?|tagen?|năm|nam\b|年|个月|天|년|ปี|เดือน)"
     r"[ ]?(?P<ago>ago|before|earlier|មុន|mun|moun|trước|truoc|前|전|ก่อน)?|"
     r"(?P<persons>នាក់|neak\b|n[ea]k\b|คน|명|个|名|đứa|dua\b)|"
-    r"(?P<thing>%|\$|€|usd|dollars?|riels?|euros?|baht|[ap]\.?m\b|o'?clock|h\b|km|kg|th\b|nd\b|rd\b|st\b|times?|ដុល|រៀល|លាន|"
-    r"ពាន់|ម៉ឺន|រយ|ដង|គីឡូ|ក្បាល|សន្លឹក|lean\b|trieu|do\b|元|万|美元|달러|บาท))"
+    r"(?P<money>\$|€|usd\b|dollars?\b|riels?\b|euros?\b|baht\b|ដុល|រៀល|លាន|ពាន់|ម៉ឺន|lean\b|trieu|元|美元|달러|บาท)|"
+    r"(?P<thing>%|[ap]\.?m\b|o'?clock|h\b|km|kg|th\b|nd\b|rd\b|st\b|times?|រយ|ដង|គីឡូ|ក្បាល|សន្លឹក|"
+    r"do\b|万))"
 )
 _YEARS = frozenset({"ឆ្នាំ", "chnam", "ปี", "年", "năm", "nam", "년"})
 _RANGE = re.compile(r"[ ]?(?:-|–|to|or|and|,|/|~|ដល់|ទៅ|ឬ|និង|bis|oder|ou|à|den|đến|至|到|до|или)?[ ]?$")
@@ -55,7 +57,7 @@ class Number(NamedTuple):
 
 
 class Amount(NamedTuple):
-    """What a number says. kind: age, under, grade, persons, ago (hours), ahead (hours), year. own: of the writer."""
+    """What a number says; own: of the writer. kind: age, under, grade, persons, ago, ahead (hours), year, money."""
 
     kind: str
     start: int
@@ -121,6 +123,8 @@ def _amount(text: str, number: Number, children: Sequence[tuple[int, int]]) -> A
     says = right.lastgroup if right is not None else None
     window = text[max(0, start - _LEFT_WINDOW) : start]
     led = _led(window)
+    if (right is not None and right["money"]) or text[start - 1 : start] in _SIGNS:
+        return Amount("money", start, end, value)
     if led == "thing" or value > OLDEST:
         return None
     if right is not None and right["unit"]:

@@ -173,6 +173,7 @@ def read(
     if reading.amounts:
         _durations(reading, received_at)
         _young(reading)
+        _money(reading)
     for clause in reading.affirmed:
         reading.all_affirmed |= clause
     for clause in reading.refused:
@@ -374,6 +375,19 @@ def _young(reading: Reading) -> None:
     for amount in reading.amounts:
         if amount.kind == "under" or (amount.kind == "age" and amount.value < ADULT):
             reading.affirmed[bisect_right(reading.clause_ends, amount.start)] |= child
+
+
+def _money(reading: Reading) -> None:
+    """A sum speaks of money as a word for it does."""
+    lexicon = reading.lexicon
+    number = lexicon.number["money_or_goods"]
+    for amount in reading.amounts:
+        if amount.kind == "money":
+            clause = bisect_right(reading.clause_ends, amount.start)
+            reading.affirmed[clause] |= lexicon.closures[number]
+            hit = Hit(amount.start, amount.end, clause, denied=False, hedged=False, under_if=False)
+            for each in (number, *lexicon.concepts[number].groups):
+                reading.hits.setdefault(each, []).append(hit)
 
 
 def _past(hours: int) -> When:

@@ -225,7 +225,7 @@ def _count(reading: Reading, draft: _Draft, original: str) -> None:
     several = [hit for hit in reading.of("children") if not hit.denied]
     for hit in reading.of("child") if REPEAT in original else ():
         _, end = draft.normal.original(hit.start, hit.end)
-        if original[end - 1 : end + 1].endswith(REPEAT) or original[end : end + 1] == REPEAT:
+        if REPEAT in original[end - 1 : end + 2]:
             several.append(hit)
     for hit in several:
         draft.add("victims", 2, hit.start, hit.end)
@@ -274,6 +274,8 @@ def _scope(reading: Reading, draft: _Draft) -> None:
     elif adults and not draft.stands(_ABOUT_CHILDREN):
         draft.add("child_involved", "no", adults[0].start, adults[0].end)
     kinds = draft.values("message_kind")
+    if "other_matter" in kinds and draft.values("child_involved") == {"no"}:
+        draft.words["message_kind"].pop("other_matter")
     if "retraction" in kinds or ("thanks" in kinds and _is_over(draft)):
         draft.drop((*HARMS, *_LABOUR, "recency"))
     if draft.stands(_REPORTS) or ("question" in kinds and draft.stands(_CONCERNS)):
