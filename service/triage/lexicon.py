@@ -15,7 +15,7 @@ from service.triage.facts import FACTS, HARMS, Value
 from service.triage.matcher import ENGLISH_END, OTHER_END, Matcher, Term, Use, automaton_of, bits, merged
 from service.triage.places import district_names, street_names
 from service.triage.strict_yaml import Plain, load
-from service.triage.text import normalise
+from service.triage.text import KHMER_BASE, normalise
 from service.triage.typos import Typos, latin_words
 
 LANGUAGES = frozenset({"name", "km", "kmr", "en", "fr", "de", "vi", "zh", "ko", "th", "ru", "ja"})
@@ -27,6 +27,23 @@ REACHES = ("", "near", "after", "clause", "behind")
 HOURS = "hours"
 NO = "no "
 UNREVIEWED = "unreviewed"
+# From so many letters on a Khmer term is also found with one slip; shorter ones would become other words.
+LONG_KHMER = 3
+KHMER_SLIPS: Mapping[str, tuple[str, ...]] = {
+    "\u17cb": ("",),
+    "\u17c9": ("", "\u17ca"),
+    "\u17ca": ("", "\u17c9"),
+    "\u17cd": ("",),
+    "\u17d0": ("",),
+    "\u17b7": ("\u17b8",),
+    "\u17b8": ("\u17b7",),
+    "\u17b9": ("\u17ba", "\u17b7"),
+    "\u17ba": ("\u17b9",),
+    "\u17bb": ("\u17bc",),
+    "\u17bc": ("\u17bb",),
+    "\u178e": ("\u1793",),
+    "\u17a1": ("\u179b",),
+}
 
 _HEAD = {"lexicon", "version", "authors", "approved_by", "spellings", "ordinary_words"}
 _KEYS = {"id", "terms", "of", "not_in", "sets", "needs", "unless", "anywhere", "nowhere", "within", "close", "time"}
@@ -166,7 +183,11 @@ def load_lexicon(folder: Path) -> Lexicon:
         content_hash=sha256(canonical({"head": head, "concepts": [dict(row) for row in rows]})).hexdigest(),
         concepts=concepts,
         matcher=Matcher({term: _use(term_of, concepts, watched) for term, term_of in terms.found.items()}),
-        typos=Typos(terms.words.get("en", set()) | terms.words.get("name", set()), str(head["ordinary_words"]).split()),
+        typos=Typos(
+            terms.words.get("en", set()) | terms.words.get("name", set()),
+            str(head["ordinary_words"]).split(),
+            terms.words.get("kmr", set()),
+        ),
     )
 
 
@@ -226,7 +247,17 @@ class _Terms:
             for way in list(ways):
                 if usual in way:
                     ways.update((way.replace(usual, other), None) for other in others)
+        if len(KHMER_BASE.findall(text)) >= LONG_KHMER:
+            for way in list(ways):
+                ways.update((slip, None) for slip in _khmer_slips(way))
         return ways
+
+
+def _khmer_slips(text: str) -> Iterable[str]:
+    """A Khmer term with one of the slips that phones invite: a sign left out, a long vowel for a short one."""
+    for position, letter in enumerate(text):
+        for instead in KHMER_SLIPS.get(letter, ()):
+            yield text[:position] + instead + text[position + 1 :]
 
 
 def _rows(path: Path) -> list[_Row]:

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 from service.triage.lexicon import Concept, Lexicon, Masks, When
 from service.triage.matcher import LATIN, NO_EDGES, Found
 from service.triage.numbers import ADULT, Amount, Number, amounts, digits
+from service.triage.text import KHMER_BASE
 
 PHNOM_PENH = timezone(timedelta(hours=7))
 TODAY_HOURS = 12
@@ -24,7 +25,6 @@ FEW, MANY = 4, 16
 TODAY_IS = 12
 
 _CLAUSE_END = re.compile(r"(?:[។៕!?;\n。…]|\.(?!\w))[\s។៕!?;.。…]*")
-_KHMER_BASE = re.compile("(?<!\u17d2)[\u1780-\u17b3]")
 _KHMER_LETTER = re.compile("[\u1780-\u17d3]")
 
 
@@ -312,7 +312,7 @@ def _denies(text: str, mark: _Mark, item: Found) -> bool:
         return True
     if _KHMER_LETTER.match(text[last - 1]):
         between = between.lstrip()
-        return " " not in between and len(_KHMER_BASE.findall(between)) <= CLUSTERS_DENIED
+        return " " not in between and len(KHMER_BASE.findall(between)) <= CLUSTERS_DENIED
     return between.count(" ") <= WORDS_DENIED
 
 

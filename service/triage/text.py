@@ -18,6 +18,7 @@ MARK = "\u17b6-\u17d1\u17d3\u17dd"
 BASE = "\u1780-\u17b3"
 COENG = "\u17d2"
 
+KHMER_BASE = re.compile(f"(?<!{COENG})[{BASE}]")
 MOST_MARKS = 30
 _ROUNDS = 4
 _DROPPED = re.compile(f"[{DROPPED}]")

@@ -4,6 +4,24 @@ import re
 from collections.abc import Iterable
 
 SHORTEST = 6
+SHORTEST_SOUND = 4
+_SHORT_WORD = re.compile(r"(?<![^\W\d_])[a-z]{4,24}(?![^\W_])")
+_ALIKE = tuple(
+    (re.compile(pattern), same)
+    for pattern, same in (
+        ("kh", "k"),
+        ("th", "t"),
+        ("ph", "p"),
+        ("ch|j", "c"),
+        ("nh|gn", "n"),
+        ("[aeiouwy]+", "a"),
+        ("(.)\\1+", r"\1"),
+        ("ar(?=[^a]|$)", "a"),
+        ("ah$", "a"),
+        ("b$", "p"),
+        ("d$", "t"),
+    )
+)
 _WORD = re.compile(r"(?<![^\W\d_])[a-z]{5,24}(?![^\W_])")
 _LATIN = re.compile("[a-z]+")
 _ENDINGS = ("", "s", "ed", "d", "ing", "er", "ers", "ly")
@@ -13,10 +31,11 @@ class Typos:
     """Finds the lexicon's word that a mistyped one stands for.
 
     vocabulary: the lexicon's words; those of six letters and more are found with one slip. ordinary: real words that
-    look like a slip and are none.
+    look like a slip and are none. romanised: its words of romanised Khmer, which has no spelling: one is found in any
+    that sounds alike.
     """
 
-    def __init__(self, vocabulary: Iterable[str], ordinary: Iterable[str]) -> None:
+    def __init__(self, vocabulary: Iterable[str], ordinary: Iterable[str], romanised: Iterable[str] = ()) -> None:
         words = {word for word in vocabulary if word.isascii() and word.isalpha()}
         self._known = frozenset(ordinary) | {word + ending for word in words for ending in _ENDINGS}
         self._shortened: dict[str, str] = {}
@@ -24,12 +43,26 @@ class Typos:
             for short in (word, *_without_one(word)):
                 self._shortened.setdefault(short, word)
 
-    def correct(self, text: str) -> dict[tuple[int, int], str]:
-        """Return the words of a normalised text that are a slip away from the lexicon's, by position."""
+        self._romanised = frozenset(romanised)
+        self._sounds: dict[str, str] = {}
+        for word in sorted(self._romanised):
+            if len(sound := sound_of(word)) >= SHORTEST_SOUND:
+                self._sounds.setdefault(sound, word)
+
+    def correct(self, text: str, *, romanised: bool = False) -> dict[tuple[int, int], str]:
+        """Return the words of a normalised text that are a slip away from the lexicon's, by position.
+
+        romanised: whether Khmer in Latin letters stands in the text.
+        """
         slips = {}
-        for match in _WORD.finditer(text):
+        for match in (_SHORT_WORD if romanised else _WORD).finditer(text):
             word = match[0]
-            if word not in self._known and (meant := self._meant(word)) is not None:
+            if word in self._known or word in self._romanised:
+                continue
+            meant = self._sounds.get(sound_of(word)) if romanised else None
+            if meant is None and len(word) >= SHORTEST - 1:
+                meant = self._meant(word)
+            if meant is not None:
                 slips[match.span()] = meant
         return slips
 
@@ -47,6 +80,13 @@ class Typos:
 def latin_words(text: str) -> list[str]:
     """The words of plain Latin letters in a normalised text."""
     return _LATIN.findall(text)
+
+
+def sound_of(word: str) -> str:
+    """What a word of romanised Khmer has in common with its other spellings: vowels count only by their places."""
+    for pattern, same in _ALIKE:
+        word = pattern.sub(same, word)
+    return word
 
 
 def one_slip(left: str, right: str) -> bool:
