@@ -5,8 +5,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from functools import reduce
 from itertools import pairwise
-from operator import itemgetter
+from operator import itemgetter, or_
 from typing import NamedTuple, TypeAlias
 
 from service.triage.lexicon import Concept, Lexicon, Masks, When
@@ -191,6 +192,7 @@ def _unshielded(
 ) -> tuple[list[Found], list[_Mark]]:
     """Take away what begins inside a longer word that means something else."""
     starts = [shield[0] for shield in shields]
+    all_shields = reduce(or_, [shield[2].shields for shield in shields])
 
     def shielded(start: int) -> int:
         at = bisect_right(starts, start)
@@ -203,7 +205,7 @@ def _unshielded(
     kept: list[Found] = []
     for item in content:
         start, end, use = item
-        away = shielded(start) & use.own
+        away = shielded(start) & use.own if use.own & all_shields else 0
         if not away:
             kept.append(item)
         elif away != use.own:
@@ -246,23 +248,27 @@ def _place_all(
     affirmed, refused, hits = reading.affirmed, reading.refused, reading.hits
     clause_ends, concepts = reading.clause_ends, reading.lexicon.concepts
     starts = [mark[0] for mark in marks]
+    marked = {bisect_right(clause_ends, start) for start in starts}
+    first, last = (swallowed[0][0], max(end for _, end in swallowed)) if swallowed else (0, 0)
     for item in content:
         start, end, (_, mask, loose, under, _, tracked, special) = item
         clause = bisect_right(clause_ends, start)
         denied = 0
         hedged = under_if = False
-        if marks:
+        if clause in marked:
             hedged, under_if, touching, distant = _marked(reading, item, clause, marks, starts)
             denied = mask if touching else mask & ~loose if distant else 0
-        if swallowed and _begins_in(swallowed, start):
+        if first <= start < last and _begins_in(swallowed, start):
             denied = mask
         stands = mask & ~denied
         affirmed[clause] |= stands & under if under_if else stands
         refused[clause] |= denied
         for number in tracked:
-            hits.setdefault(number, []).append(
-                Hit(start, end, clause, bool(denied >> number & 1), hedged, under_if)
-            )
+            hit = Hit(start, end, clause, denied >> number & 1 == 1, hedged, under_if)
+            if number in hits:
+                hits[number].append(hit)
+            else:
+                hits[number] = [hit]
         for number in special:
             when = concepts[number].when
             if when is not None and not denied:

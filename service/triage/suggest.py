@@ -113,7 +113,7 @@ def suggest(
     """
     normal = normalise(text)
     language, latin = spoken(normal.text)
-    slips = lexicon.typos.correct(normal.text, romanised="kmr" in latin)
+    slips = lexicon.typos.correct(normal.text, romanised="kmr" in latin) if "en" in latin else None
     if slips:
         normal = replaced_at(normal, slips)
     reading = read(normal.text, lexicon, received_at, latin, lexicon.venues.get((context or {}).get("venue_type", ""), 0))
