@@ -60,6 +60,7 @@ class Reading:
         self.refused = [0] * (len(clause_ends) + 1)
         self.all_affirmed = self.all_refused = 0
         self.hits: dict[int, list[Hit]] = {}
+        self._sorted: dict[int, list[Hit]] = {}
         self.whens: dict[int, list[tuple[int, When]]] = {}
         self.amounts: list[Amount] = []
 
@@ -102,13 +103,27 @@ class Reading:
     def close(self, hit: Hit, group: Iterable[int]) -> bool:
         """Whether one of the concepts of `group` stands a few words from `hit` in its clause; below 0: is denied."""
         far = SHORT_PHRASE if NO_EDGES.match(self.text[hit.start]) else PHRASE
-        return any(
-            other.clause == hit.clause
-            and other.denied == (number < 0)
-            and max(hit.start - other.end, other.start - hit.end) <= far
-            for number in group
-            for other in self.hits.get(max(number, ~number), ())
-        )
+        for number in group:
+            others = self.hits.get(max(number, ~number), ())
+            if len(others) > MANY:
+                others = self._nearest(hit, max(number, ~number))
+            for other in others:
+                if (
+                    other.clause == hit.clause
+                    and other.denied == (number < 0)
+                    and hit.start - other.end <= far
+                    and other.start - hit.end <= far
+                ):
+                    return True
+        return False
+
+    def _nearest(self, hit: Hit, number: int) -> Sequence[Hit]:
+        """The few hits of a concept that stand around `hit`."""
+        if number not in self._sorted:
+            self._sorted[number] = sorted(self.hits[number])
+        found = self._sorted[number]
+        at = bisect_right(found, hit.start, key=itemgetter(0))
+        return found[max(0, at - FEW) : at + FEW]
 
     def add_when(self, position: int, when: When) -> None:
         """Enter a word of time; a clause that is stuffed with them keeps the first."""
