@@ -25,6 +25,7 @@ COMMANDS = {
     "worker": "commands.worker",
     "migrate": "commands.migrate",
     "bench": "commands.bench",
+    "rules": "commands.rules",
     "lint": "commands.lint",
 }
 

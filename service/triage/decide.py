@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.triage.facts import ASKS, FACTS, SCHEMA, Fact, Source, Value
 from service.triage.kleene import Truth, effective
@@ -51,6 +51,17 @@ class _Grade:
     locked: bool
 
 
+class Verdict(NamedTuple):
+    """What the rules say before it is written down: how clauses stand, the grade, rules fired and open, effects."""
+
+    truth: Truth
+    grade: _Grade
+    fired: list[Rule]
+    unknown: list[str]
+    flags: tuple[str, ...]
+    routes: tuple[str, ...]
+
+
 ENGINE_FAULT = Reason(
     "engine",
     "Engine fault: a person must look now",
@@ -70,18 +81,7 @@ def decide(facts: Mapping[str, Fact], ruleset: Ruleset, as_of: datetime, lexicon
         if name != fact.name:
             raise ValueError("a fact is filed under another name")
     as_of = as_of.astimezone(UTC)
-    truth = ruleset.program.run(facts, as_of)
-    true, possible = truth
-    fired: list[Rule] = []
-    unknown: list[str] = []
-    for mask, rule in ruleset.graded_masks:
-        if true & mask == mask:
-            fired.append(rule)
-        elif possible & mask == mask:
-            unknown.append(rule.id)
-    grade = _grade(ruleset, fired)
-    flags = tuple([effect for mask, effect in ruleset.flag_masks if true & mask == mask])
-    routes = tuple([effect for mask, effect in ruleset.route_masks if true & mask == mask])
+    truth, grade, fired, unknown, flags, routes = judge(facts, ruleset, as_of)
     asks = _asks(ruleset, truth, facts, grade.level)
     provisional = grade.level != _level_when_sure(ruleset, facts, as_of, grade.level)
     ready = ruleset.reasons
@@ -112,6 +112,22 @@ def decide(facts: Mapping[str, Fact], ruleset: Ruleset, as_of: datetime, lexicon
         next_rise=_next_rise(ruleset, facts, as_of, grade.level),
         record=record,
     )
+
+
+def judge(facts: Mapping[str, Fact], ruleset: Ruleset, as_of: datetime) -> Verdict:
+    """Evaluate every rule over `facts`: steps 2 to 6, the rules alone."""
+    truth = ruleset.program.run(facts, as_of)
+    true, possible = truth
+    fired: list[Rule] = []
+    unknown: list[str] = []
+    for mask, rule in ruleset.graded_masks:
+        if true & mask == mask:
+            fired.append(rule)
+        elif possible & mask == mask:
+            unknown.append(rule.id)
+    flags = tuple([effect for mask, effect in ruleset.flag_masks if true & mask == mask])
+    routes = tuple([effect for mask, effect in ruleset.route_masks if true & mask == mask])
+    return Verdict(truth, _grade(ruleset, fired), fired, unknown, flags, routes)
 
 
 def engine_fault(as_of: datetime, facts: Mapping[str, Fact] | None = None, lexicon_hash: str = "") -> Decision:

@@ -83,7 +83,7 @@ class Concept:
     time: what the words of time in scope must say. under_if: stands even after "if". doubt: what it sets is inferred,
     and marked hedged. denied_by: "adjacent" if only a
     "not" right before it counts. groups: the concepts that include this one. rank: of several values of a neutral
-    fact the highest wins, then the first.
+    fact the highest wins, then the first. khmer: how many Khmer words it has.
     """
 
     id: str
@@ -107,6 +107,12 @@ class Concept:
     hits: tuple[str, ...] = ()
     misses: tuple[str, ...] = ()
     reviewed: str = UNREVIEWED
+    khmer: int = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether no named speaker has signed its words off."""
+        return self.reviewed == UNREVIEWED
 
 
 class Lexicon:
@@ -131,13 +137,14 @@ class Lexicon:
         self.setters = _setting(concepts, FACTS)
         self.harms = _setting(concepts, HARMS)
         self.venues = {
-            str(concepts[number].sets[0][1]): self.closures[number] for number in bits(_setting(concepts, ("venue_type",)))
+            str(concepts[number].sets[0][1]): self.closures[number]
+            for number in bits(_setting(concepts, ("venue_type",)))
         }
         self.places = {name: tuple(bits(_setting(concepts, (name,)))) for name in ("province", "venue_type")}
 
     def unreviewed(self) -> int:
         """How many concepts no named speaker has signed off."""
-        return sum(concept.reviewed == UNREVIEWED for concept in self.concepts)
+        return sum(concept.waits for concept in self.concepts)
 
 
 def _closed(number: int, concept: Concept) -> int:
@@ -330,7 +337,13 @@ def _concept(row: _Row, numbers: Mapping[str, int], groups: tuple[int, ...]) -> 
         hits=tuple(_words(examples.get("hit", []), where)),
         misses=tuple(_words(examples.get("miss", []), where)),
         reviewed=str(row.get("reviewed", UNREVIEWED)),
+        khmer=_khmer_words(row),
     )
+
+
+def _khmer_words(row: _Row) -> int:
+    languages = [row.get(key) for key in ("terms", "not_in")]
+    return sum(len(words) for each in languages if isinstance(each, dict) and isinstance(words := each.get("km"), list))
 
 
 def _sets(row: _Row, where: str) -> tuple[tuple[str, Value], ...]:

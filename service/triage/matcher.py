@@ -32,7 +32,9 @@ _CONTINUES = frozenset([chr(code) for code in range(0x17B6, 0x17D4)] + ["\u17dd"
 _BLANK_IN_KHMER = re.compile("(?<=[\u1780-\u17ff]) (?=[\u1780-\u17ff])")
 _NO_LETTER = re.compile(f"[^{LETTERS}']")
 # Quotation marks, and where a letter before a vowel was left out: j'ai, l'école, I'm; not don't.
-_QUOTE = re.compile(f"(?<![{LETTERS}])'|'(?![{LETTERS}])|(?<=(?<![{LETTERS}])[{LETTERS}])'|(?<=\\bqu)'|'(?=s(?![{LETTERS}]))")
+_QUOTE = re.compile(
+    f"(?<![{LETTERS}])'|'(?![{LETTERS}])|(?<=(?<![{LETTERS}])[{LETTERS}])'|(?<=\\bqu)'|'(?=s(?![{LETTERS}]))"
+)
 _ASCII_EDGES = str.maketrans({chr(code): " " for code in range(128) if not re.match("[a-z0-9']", chr(code))})
 
 

@@ -104,7 +104,7 @@ class Reading:
         """Whether one of the concepts of `group` stands a few words from `hit` in its clause; below 0: is denied."""
         far = SHORT_PHRASE if NO_EDGES.match(self.text[hit.start]) else PHRASE
         for number in group:
-            others = self.hits.get(max(number, ~number), ())
+            others: Sequence[Hit] = self.hits.get(max(number, ~number), ())
             if len(others) > MANY:
                 others = self._nearest(hit, max(number, ~number))
             for other in others:
@@ -245,7 +245,9 @@ def _swallow(marks: Sequence[_Mark], content: Sequence[Found]) -> tuple[list[_Ma
     for mark in marks:
         start, end, concept = mark
         at = bisect_right(starts, start)
-        ends = [last for first, last, _ in content[max(0, at - MANY) : at] if end <= last and last - first > end - start]
+        ends = [
+            last for first, last, _ in content[max(0, at - MANY) : at] if end <= last and last - first > end - start
+        ]
         if not ends:
             kept.append(mark)
         elif concept.grammar == "negation":

@@ -116,7 +116,9 @@ def suggest(
     slips = lexicon.typos.correct(normal.text, romanised="kmr" in latin) if "en" in latin else None
     if slips:
         normal = replaced_at(normal, slips)
-    reading = read(normal.text, lexicon, received_at, latin, lexicon.venues.get((context or {}).get("venue_type", ""), 0))
+    reading = read(
+        normal.text, lexicon, received_at, latin, lexicon.venues.get((context or {}).get("venue_type", ""), 0)
+    )
     draft = _Draft(received_at, message, normal)
     for number in bits((reading.all_affirmed | reading.all_refused) & lexicon.setters):
         _apply(lexicon.concepts[number], reading.hits.get(number, ()), reading, draft)

@@ -7,14 +7,14 @@ from typing import Any
 
 from service.triage import FACTS, Decision, Fact, Ruleset, Source, Triage, Words
 from service.triage.decide import decide
+from service.triage.review import examples_file, load_examples
 from service.triage.strict_yaml import load
 from service.triage.suggest import suggest
 
 AS_OF = datetime(2027, 1, 4, 5, 0, tzinfo=UTC)  # a Monday, noon in Phnom Penh
-RULES: dict[str, Any] = load(
-    Path(__file__).resolve().parents[3] / "service" / "triage" / "rules" / "kh-hotline-triage.yaml"
-)
-VIGNETTES: dict[str, Any] = load(Path(__file__).with_name("vignettes.yaml"))
+RULESET_FILE = Path(__file__).resolve().parents[3] / "service" / "triage" / "rules" / "kh-hotline-triage.yaml"
+RULES: dict[str, Any] = load(RULESET_FILE)
+VIGNETTES: dict[str, Any] = load_examples(examples_file(RULESET_FILE))
 WORDS = Words("reason", "ហេតុផល")
 
 
@@ -26,14 +26,6 @@ def a_fact(name: str, value: str | int, source: Source = Source.STATED, at: date
 
 def facts(source: Source = Source.STATED, /, **values: str | int) -> dict[str, Fact]:
     return {name: a_fact(name, value, source) for name, value in values.items()}
-
-
-def written(row: Mapping[str, str]) -> dict[str, Fact]:
-    """The facts of a vignette: ``yes?`` is yes, but only suggested."""
-    return {
-        name: a_fact(name, value.rstrip("?"), Source.SUGGESTED if value.endswith("?") else Source.STATED)
-        for name, value in row.items()
-    }
 
 
 def decided(ruleset: Ruleset, known: Mapping[str, Fact]) -> Decision:

@@ -62,7 +62,11 @@ def test_the_lexicon_is_named_by_its_content(lexicon: Lexicon, tmp_path: Path) -
 
 
 def found(lexicon: Lexicon, text: str) -> set[str]:
-    return {lexicon.concepts[number].id for _, _, use in lexicon.find(normalise(text).text, LATIN) for number in bits(use.own)}
+    return {
+        lexicon.concepts[number].id
+        for _, _, use in lexicon.find(normalise(text).text, LATIN)
+        for number in bits(use.own)
+    }
 
 
 def test_latin_words_stand_whole(lexicon: Lexicon) -> None:

@@ -10,41 +10,16 @@ import pytest
 
 from service.errors import Misconfigured
 from service.triage import FLAGS, LEVELS, ROUTES, BadRuleset, Ruleset, build_ruleset, load_ruleset
-from tests.service.triage.builders import AS_OF, RULES, VIGNETTES, decided, written
+from service.triage.review import rule_faults
+from tests.service.triage.builders import RULES, VIGNETTES, decided, facts
 from tests.service.triage.conftest import RULESET_FILE
 
 Change = Callable[[dict[str, Any]], Any]
 
 
-def truth_of(ruleset: Ruleset, rule_id: str, row: dict[str, str]) -> str:
-    rule = next(rule for rule in ruleset.rules if rule.id == rule_id)
-    true, possible = ruleset.program.run(written(row), AS_OF)
-    if true & rule.mask == rule.mask:
-        return "hit"
-    return "unknown" if possible & rule.mask == rule.mask else "miss"
-
-
 def faults(ruleset: Ruleset) -> list[str]:
     """What the vignettes find wrong with a ruleset."""
-    found = []
-    rules = {rule.id: rule for rule in ruleset.rules}
-    for rule_id, vignette in VIGNETTES.items():
-        rule = rules.get(rule_id)
-        if rule is None:
-            found.append(f"{rule_id}: missing")
-            continue
-        found += [
-            f"{rule_id}: {expected} is {truth}"
-            for expected in ("hit", "miss", "unknown")
-            if expected in vignette and (truth := truth_of(ruleset, rule_id, vignette[expected])) != expected
-        ]
-        decision = decided(ruleset, written(vignette["hit"]))
-        named = {*(reason.id for reason in decision.fired), *decision.flags, *decision.routes}
-        if (rule.effect or rule.id) not in named:
-            found.append(f"{rule_id}: not in the decision")
-        if rule.level != vignette.get("level") or (rule.kind == "floor" and decision.level_floor != rule.level):
-            found.append(f"{rule_id}: level {decision.level_floor}")
-    return found
+    return rule_faults(ruleset, VIGNETTES)
 
 
 def test_every_rule_has_a_vignette_and_no_other() -> None:
@@ -84,6 +59,29 @@ def test_swapping_at_least_and_at_most_is_noticed() -> None:
         return [swap(item) for item in node] if isinstance(node, list) else node
 
     assert faults(build_ruleset(swap(data))) != []
+
+
+@pytest.mark.parametrize(
+    ("known", "calm", "rule_id"),
+    [
+        ({"violence": "yes", "recency": "recent", "place_known": "yes"}, {"suspect_access": "none"}, "R011"),
+        ({"settlement": "paid"}, {"suspect_status": "dead"}, "R015"),
+        ({"violence": "yes", "victims": 3}, {"second_hand": "yes"}, "R016"),
+        ({"trafficking": "yes"}, {"second_hand": "yes"}, "R022"),
+        ({"violence": "yes", "suspect_role": "teacher"}, {"second_hand": "yes"}, "R013"),
+    ],
+)
+def test_what_the_labelling_guide_calls_no_longer_urgent(
+    ruleset: Ruleset, known: dict[str, Any], calm: dict[str, str], rule_id: str
+) -> None:
+    assert rule_id in {reason.id for reason in decided(ruleset, facts(**known)).fired}
+    assert rule_id not in {reason.id for reason in decided(ruleset, facts(**known, **calm)).fired}
+
+
+def test_hearsay_with_place_and_person_known_stays_urgent(ruleset: Ruleset) -> None:
+    known = facts(trafficking="yes", second_hand="yes", place_known="yes", person_known="yes")
+
+    assert decided(ruleset, known).level == "P2"
 
 
 def test_the_rules_raise_every_flag_and_route_there_is(ruleset: Ruleset) -> None:
