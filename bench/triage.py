@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="./hotline bench triage",
         description="Measure triage of invented tips, in one thread: normalise, lexicon, rules, reasons, record; and "
-        "the rules alone. The ruler lower-cases a tip, cuts it into words and looks each up: the least that could read.",
+        "the rules alone. The ruler lower-cases a tip, cuts it into words and looks each up: the least one can do.",
     )
     parser.add_argument("--rounds", type=int, default=9, help="in alternation (default: %(default)s)")
     parser.add_argument("--tips", type=Path, help="a file of tips, one JSON object a line (default: our own)")

@@ -44,17 +44,17 @@ def detect_language(text: str) -> str:
 
     Khmer script counts most, for it is mixed with names and words of every other; romanised Khmer is 'km'.
     """
-    return spoken(normalise(text).text).language
+    copy = normalise(text).text
+    return spoken(copy, frozenset(edged(copy).split())).language
 
 
-def spoken(text: str) -> Spoken:
-    """Return the languages of a normalised text.
+def spoken(text: str, words: frozenset[str]) -> Spoken:
+    """Return the languages of a normalised text; `words` are its words, as `edged` cuts them.
 
     English words are looked for in all but those that are clearly French, German or Vietnamese.
     """
-    words = frozenset(edged(text).split())
     english = len(words & _WORDS["en"])
-    counts = {language: found for language, common in _OTHERS if (found := len(words & common))}
+    counts = {language: found for language, common in _OTHERS if (found := len(words & common))} if words else {}
     ascii_only = text.isascii()
     if not ascii_only and _VIETNAMESE.search(text):
         counts["vi"] = counts.get("vi", 0) + 3

@@ -119,7 +119,7 @@ class Lexicon:
     """A loaded lexicon, immutable; `content_hash` names it.
 
     number: of each concept by id. closures: of each concept itself and its groups, as bits. setters, harms: as bits,
-    the concepts that set a fact, and those that set a harm. places: the numbers of those that set a province, a venue.
+    the concepts that set a fact, and those that set a harm. places: those that set a province, a venue.
     venues: by kind of place the concept of it, as in `closures`.
     """
 
@@ -140,7 +140,7 @@ class Lexicon:
             str(concepts[number].sets[0][1]): self.closures[number]
             for number in bits(_setting(concepts, ("venue_type",)))
         }
-        self.places = {name: tuple(bits(_setting(concepts, (name,)))) for name in ("province", "venue_type")}
+        self.places = {name: _setting(concepts, (name,)) for name in ("province", "venue_type")}
 
     def unreviewed(self) -> int:
         """How many concepts no named speaker has signed off."""

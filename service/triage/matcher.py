@@ -1,7 +1,8 @@
 """Finding the lexicon's terms in a normalised text, all at once, in linear time (triage.md section 3, "Match").
 
 An automaton for each kind of writing: Khmer, writing without edges (Chinese, Thai ...), Cyrillic; and for words in
-Latin letters one for each language, so that Vietnamese "do" is not found in English. What a term stands for is laid out beforehand as bits, one a concept, so that reading a text takes a step a word.
+Latin letters one for each language, so that Vietnamese "do" is not found in English. What a term stands for is laid out beforehand as
+bits, one a concept, so that reading a text takes a step a word.
 """
 
 import re
@@ -85,18 +86,19 @@ class Matcher:
             spelt.setdefault(language, {}).setdefault(letters, {})[ending] = use
         self._automata = {language: _automaton(found) for language, found in spelt.items() if found}
 
-    def find(self, text: str, latin: Iterable[str]) -> list[Found]:
+    def find(self, text: str, latin: Iterable[str], words: str | None = None) -> list[Found]:
         """Return what stands in a normalised text, overlapping: start, end and use of each term.
 
-        latin: the languages whose Latin words are looked for. Khmer words begin at a base letter and are not followed
-        by a mark; blanks between them count for nothing. Words of alphabets stand whole, or end in a usual ending
-        where the term allows one; Chinese, Korean and Thai have no edges.
+        latin: the languages whose Latin words are looked for. words: the text as `edged` leaves it, if somebody has
+        asked for it already. Khmer words begin at a base letter and are not followed by a mark; blanks between them
+        count for nothing. Words of alphabets stand whole, or end in a usual ending where the term allows one; Chinese,
+        Korean and Thai have no edges.
         """
         found: list[Found] = []
         ascii_only = text.isascii()
         if _LETTER.search(text):
             languages = latin if ascii_only or not _CYRILLIC.search(text) else (*latin, CYRILLIC)
-            words = f" {edged(text)} "
+            words = f" {edged(text) if words is None else words} "
             for language in languages:
                 if language in self._automata:
                     self._find_words(language, words, found)

@@ -150,11 +150,13 @@ def read(
     received_at: datetime | None = None,
     latin: Iterable[str] = LATIN,
     given: int = 0,
+    words: str | None = None,
 ) -> Reading:
     """Read a normalised text. Linear time: of each kind of neighbour only the nearest few are looked at.
 
     latin: the languages whose Latin words are looked for. given: concepts that stand in every clause, as bits, though
     no word says so. received_at: turns weekdays and years into hours ahead and ages of events; None leaves them open.
+    words: the text as service.triage.matcher.edged leaves it, if somebody has asked for it already.
     """
     concepts = lexicon.concepts
     content: list[Found] = []
@@ -162,7 +164,7 @@ def read(
     shields: list[Found] = []
     turns: list[int] = []
     numbers = digits(text)
-    for item in lexicon.find(text, latin):
+    for item in lexicon.find(text, latin, words):
         start, end, use = item
         if use.shields:
             shields.append(item)
@@ -184,8 +186,9 @@ def read(
         marks, swallowed = _swallow(sorted(marks, key=itemgetter(0, 1)), sorted(content, key=itemgetter(0, 1)))
     _place_all(reading, content, marks, swallowed)
     _weekdays(reading, received_at)
-    words = sorted({(hit.start, hit.end) for hit in reading.of("child")})
-    reading.amounts = amounts(text, _longest(text, numbers), words) if numbers else []
+    if numbers:
+        children = sorted({(hit.start, hit.end) for hit in reading.of("child")})
+        reading.amounts = amounts(text, _longest(text, numbers), children)
     if reading.amounts:
         _durations(reading, received_at)
         _young(reading)
@@ -280,12 +283,15 @@ def _place_all(
         stands = mask & ~denied
         affirmed[clause] |= stands & under if under_if else stands
         refused[clause] |= denied
-        for number in tracked:
-            hit = Hit(start, end, clause, denied >> number & 1 == 1, hedged, under_if)
-            if number in hits:
-                hits[number].append(hit)
-            else:
-                hits[number] = [hit]
+        if tracked:
+            hit = Hit(start, end, clause, denied == mask, hedged, under_if)
+            other = hit if denied in (0, mask) else hit._replace(denied=True)
+            for number in tracked:
+                each = other if denied >> number & 1 else hit
+                if number in hits:
+                    hits[number].append(each)
+                else:
+                    hits[number] = [each]
         for number in special:
             when = concepts[number].when
             if when is not None and not denied:

@@ -46,11 +46,11 @@ def rule_faults(ruleset: Ruleset, examples: Mapping[str, Plain]) -> list[str]:
     rules = {rule.id: rule for rule in ruleset.rules}
     found = [f"{name}: an example of no rule" for name in examples if name not in rules]
     for rule in ruleset.rules:
-        found += [f"{rule.id}: {fault}" for fault in _faults(ruleset, rule, examples.get(rule.id))]
+        found += [f"{rule.id}: {fault}" for fault in _faults(ruleset, rule, examples.get(rule.id, ""))]
     return found
 
 
-def _faults(ruleset: Ruleset, rule: Rule, example: Plain | None) -> Iterable[str]:
+def _faults(ruleset: Ruleset, rule: Rule, example: Plain) -> Iterable[str]:
     if not isinstance(example, dict) or not {"hit", "miss"} <= set(example):
         yield "no example that hits and one that misses"
         return

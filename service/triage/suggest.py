@@ -7,7 +7,7 @@ from datetime import datetime
 from service.triage.facts import FACTS, HARMS, NOW, Fact, Source, Value
 from service.triage.language import spoken
 from service.triage.lexicon import HOURS, Concept, Lexicon
-from service.triage.matcher import bits
+from service.triage.matcher import bits, edged
 from service.triage.numbers import ADULT, Amount
 from service.triage.reading import TODAY_HOURS, Hit, Reading, read
 from service.triage.text import REPEAT, Normalised, normalise, replaced_at
@@ -112,13 +112,13 @@ def suggest(
     message: the id of the message, kept with each fact.
     """
     normal = normalise(text)
-    language, latin = spoken(normal.text)
-    slips = lexicon.typos.correct(normal.text, romanised="kmr" in latin) if "en" in latin else None
-    if slips:
+    words = edged(normal.text)
+    language, latin = spoken(normal.text, frozenset(words.split()))
+    if "en" in latin and (slips := lexicon.typos.correct(words, romanised="kmr" in latin)):
         normal = replaced_at(normal, slips)
-    reading = read(
-        normal.text, lexicon, received_at, latin, lexicon.venues.get((context or {}).get("venue_type", ""), 0)
-    )
+        words = edged(normal.text)
+    given = lexicon.venues.get((context or {}).get("venue_type", ""), 0)
+    reading = read(normal.text, lexicon, received_at, latin, given, words)
     draft = _Draft(received_at, message, normal)
     for number in bits((reading.all_affirmed | reading.all_refused) & lexicon.setters):
         _apply(lexicon.concepts[number], reading.hits.get(number, ()), reading, draft)
@@ -316,7 +316,8 @@ def _choose(name: str, reading: Reading, draft: _Draft, known: str | None = None
     if name not in draft.words:
         return
     best: tuple[int, int, int, Value] | None = None
-    for number in reading.lexicon.places[name]:
+    present = reading.all_affirmed | reading.all_refused
+    for number in bits(present & reading.lexicon.places[name]):
         concept = reading.lexicon.concepts[number]
         value = concept.sets[0][1]
         if value in draft.words[name]:

@@ -3,9 +3,8 @@
 import re
 from collections.abc import Iterable
 
-SHORTEST = 6
+SHORTEST, LONGEST = 6, 24
 SHORTEST_SOUND = 4
-_SHORT_WORD = re.compile(r"(?<![^\W\d_])[a-z]{4,24}(?![^\W_])")
 _ALIKE = tuple(
     (re.compile(pattern), same)
     for pattern, same in (
@@ -22,7 +21,7 @@ _ALIKE = tuple(
         ("d$", "t"),
     )
 )
-_WORD = re.compile(r"(?<![^\W\d_])[a-z]{5,24}(?![^\W_])")
+_WORD = re.compile(r"\S+")
 _LATIN = re.compile("[a-z]+")
 _ENDINGS = ("", "s", "ed", "d", "ing", "er", "ers", "ly")
 
@@ -49,22 +48,24 @@ class Typos:
             if len(sound := sound_of(word)) >= SHORTEST_SOUND:
                 self._sounds.setdefault(sound, word)
 
-    def correct(self, text: str, *, romanised: bool = False) -> dict[tuple[int, int], str]:
-        """Return the words of a normalised text that are a slip away from the lexicon's, by position.
+    def correct(self, words: str, *, romanised: bool = False) -> dict[tuple[int, int], str]:
+        """Return the words that are a slip away from the lexicon's, by position.
 
-        romanised: whether Khmer in Latin letters stands in the text.
+        words: a normalised text as service.triage.matcher.edged leaves it. romanised: whether Khmer in Latin letters
+        stands in it.
         """
-        slips = {}
-        for match in (_SHORT_WORD if romanised else _WORD).finditer(text):
-            word = match[0]
-            if word in self._known or word in self._romanised:
-                continue
-            meant = self._sounds.get(sound_of(word)) if romanised else None
-            if meant is None and len(word) >= SHORTEST - 1:
-                meant = self._meant(word)
-            if meant is not None:
-                slips[match.span()] = meant
-        return slips
+        shortest = SHORTEST - 2 if romanised else SHORTEST - 1
+        meant: dict[str, str] = {}
+        for word in set(words.split()) - self._known:
+            if shortest <= len(word) <= LONGEST and word.isalpha() and word.isascii():
+                found = self._sounds.get(sound_of(word)) if romanised and word not in self._romanised else None
+                if found is None and len(word) >= SHORTEST - 1:
+                    found = self._meant(word)
+                if found is not None:
+                    meant[word] = found
+        if not meant:
+            return {}
+        return {match.span(): meant[match[0]] for match in _WORD.finditer(words) if match[0] in meant}
 
     def _meant(self, word: str) -> str | None:
         shortened = self._shortened
