@@ -184,12 +184,16 @@ def load_lexicon(folder: Path) -> Lexicon:
         terms.add(number, row, "not_in")
     watched = frozenset(numbers[name] for name in _WATCHED if name in numbers)
     watched |= {max(number, ~number) for concept in concepts for group in concept.close for number in group}
+    uses: dict[tuple[tuple[int, str], ...], Use] = {}
+    for term_of in map(tuple, terms.found.values()):
+        if term_of not in uses:
+            uses[term_of] = _use(term_of, concepts, watched)
     return Lexicon(
         name=str(head["lexicon"]),
         version=str(head["version"]),
         content_hash=sha256(canonical({"head": head, "concepts": [dict(row) for row in rows]})).hexdigest(),
         concepts=concepts,
-        matcher=Matcher({term: _use(term_of, concepts, watched) for term, term_of in terms.found.items()}),
+        matcher=Matcher({term: uses[tuple(term_of)] for term, term_of in terms.found.items()}),
         typos=Typos(
             terms.words.get("en", set()) | terms.words.get("name", set()),
             str(head["ordinary_words"]).split(),

@@ -171,6 +171,8 @@ def bits(mask: int) -> Iterable[int]:
 def merged(uses: Iterable[Use]) -> Use:
     """What a term stands for that is a term of several concepts."""
     given = tuple(uses)
+    if len(given) == 1:
+        return given[0]
     masks = [reduce(or_, column) for column in zip(*(use[:5] for use in given), strict=True)]
     tracked = tuple(sorted({number for use in given for number in use.tracked}))
     special = tuple(sorted({number for use in given for number in use.special}))
@@ -178,8 +180,9 @@ def merged(uses: Iterable[Use]) -> Use:
 
 
 def _automaton(terms: Mapping[str, Mapping[re.Pattern[str] | None, Use]]) -> tuple[Any, tuple[_Uses, ...]]:
-    uses = [
-        (merged(ways.values()), tuple((ending, use) for ending, use in ways.items() if ending is not None))
-        for ways in terms.values()
-    ]
+    shared: dict[_Uses, _Uses] = {}
+    uses = []
+    for ways in terms.values():
+        use = (merged(ways.values()), tuple((ending, use) for ending, use in ways.items() if ending is not None))
+        uses.append(shared.setdefault(use, use))
     return AhoCorasick(list(terms), matchkind=MatchKind.Standard), tuple(uses)
