@@ -49,7 +49,7 @@ _HEAD = {"lexicon", "version", "authors", "approved_by", "spellings", "ordinary_
 _KEYS = {"id", "terms", "of", "not_in", "sets", "needs", "unless", "anywhere", "nowhere", "within", "close", "time"}
 _KEYS |= {"under_if", "doubt", "rank", "denied_by", "grammar", "reach", "when", "number", "examples", "reviewed"}
 # Concepts whose positions service.triage.suggest asks for, beside those that set a fact.
-_WATCHED = ("child", "children", "baby", "here")
+_WATCHED = ("child", "children", "baby", "here", "young_kin")
 
 _Row: TypeAlias = Mapping[str, Plain]
 

@@ -10,6 +10,7 @@ from service.triage.strict_yaml import load
 from service.triage.text import normalise
 
 ADULT = 18
+YOUNGEST_KIN = 5  # below, a bare number after "sister" or "friend" counts something else
 OLDEST = 120
 OLDEST_ALONE = 19
 
@@ -81,15 +82,21 @@ def _part_of_more(text: str, start: int, end: int) -> bool:
     return (before[-1:] in ".,:" and before[:1].isdigit()) or (after[:1] in ".,:" and after[1:].isdigit())
 
 
-def amounts(text: str, numbers: Iterable[Number], children: Sequence[tuple[int, int]]) -> list[Amount]:
+def amounts(
+    text: str,
+    numbers: Iterable[Number],
+    children: Sequence[tuple[int, int]],
+    kin: Sequence[tuple[int, int]] = (),
+) -> list[Amount]:
     """Return what the numbers of a normalised text say; those that say nothing here are left out.
 
-    children: where words for children stand, in order. "8 to 12 years old" gives both ages.
+    children: where words for children stand, in order. kin: where words for people who may be children do ("sister
+    16"). "8 to 12 years old" gives both ages.
     """
     found: list[Amount] = []
     waiting: Number | None = None
     for number in sorted(numbers):
-        amount = _amount(text, number, children)
+        amount = _amount(text, number, children, kin)
         if amount is None:
             amount = _second_of_range(text, found, number) if waiting is None else None
         elif waiting is not None and amount.kind in ("age", "grade") and _one_range(text, waiting, number):
@@ -115,7 +122,9 @@ def _second_of_range(text: str, found: Sequence[Amount], number: Number) -> Amou
     return last._replace(start=number.start, end=number.end, value=number.value)
 
 
-def _amount(text: str, number: Number, children: Sequence[tuple[int, int]]) -> Amount | None:
+def _amount(
+    text: str, number: Number, children: Sequence[tuple[int, int]], kin: Sequence[tuple[int, int]]
+) -> Amount | None:
     start, end, value = number
     if 1950 <= value <= 2100:
         return Amount("year", start, end, value)
@@ -134,7 +143,9 @@ def _amount(text: str, number: Number, children: Sequence[tuple[int, int]]) -> A
     if says == "thing":
         return None
     children = _near(children, start)
-    near = _child_before(text, start, children)
+    near = _child_before(text, start, children) or (
+        YOUNGEST_KIN <= value < ADULT and _child_before(text, start, _near(kin, start))
+    )
     own = _OWN.search(window) is not None
     if led == "grade":
         return Amount("grade", start, end, value, own) if 1 <= value <= 12 else None

@@ -187,8 +187,8 @@ def read(
     _place_all(reading, content, marks, swallowed)
     _weekdays(reading, received_at)
     if numbers:
-        children = sorted({(hit.start, hit.end) for hit in reading.of("child")})
-        reading.amounts = amounts(text, _longest(text, numbers), children)
+        children, kin = (sorted({(hit.start, hit.end) for hit in reading.of(name)}) for name in ("child", "young_kin"))
+        reading.amounts = amounts(text, _longest(text, numbers), children, kin)
     if reading.amounts:
         _durations(reading, received_at)
         _young(reading)
