@@ -149,10 +149,10 @@ def take(tx: Tx, rows: Select[OutboxJob], now: datetime) -> list[OutboxJob]:
 def begin(tx: Tx, ids: Sequence[UUID], until: datetime, now: datetime) -> datetime | None:
     """Say that rows are sent now that the caller took until `until`, and return until when they are held.
 
-    None: its lease is over, and somebody else may have them. What is begun and not settled counts as perhaps sent.
+    None: its lease was over, and somebody else has them. What is begun and not settled counts as perhaps sent.
     Raises HeadMoved.
     """
-    begun = _not_begun(tx, ids, until, {"tried_at": now, "until": now + LEASE}) if now < until else 0
+    begun = _not_begun(tx, ids, until, {"tried_at": now, "until": now + LEASE})
     if begun not in (0, len(ids)):
         raise HeadMoved("Somebody else is just taking them.")  # all or none of them
     return now + LEASE if begun else None
@@ -164,7 +164,7 @@ def give_back(tx: Tx, ids: Sequence[UUID], until: datetime, now: datetime) -> No
 
 
 def _not_begun(tx: Tx, ids: Sequence[UUID], until: datetime, values: Mapping[str, Any]) -> int:
-    # Nobody else has taken them in between: their lease would end at another moment.
+    # Had somebody else taken them in between, their lease would end at another moment.
     mine = (col(OutboxJob.state) == JobState.SENDING, col(OutboxJob.tried_at).is_(None), col(OutboxJob.until) == until)
     return _update(tx, (col(OutboxJob.id).in_(ids), *mine), values)
 

@@ -1,5 +1,6 @@
 """Who is told of a case, and who next when nobody claims it: each step once, whoever takes it and however late."""
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -290,6 +291,30 @@ def test_a_step_that_was_brought_forward_meanwhile_is_counted_from_the_new_deadl
     step = partial(ladder._step, watch=scene.watch, clock_id=clock.id, step=Step.LAPSED, now=scene.now)
     assert write(scene.world.sessions, step)
     assert scene.clock(case).next_at == MINUTE + timedelta(minutes=75)
+
+
+def test_a_rise_in_the_middle_of_a_step_is_not_lost(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between reading the clock and the case of a step a message comes that raises the case: it has to wait."""
+    if scene.world.sessions.dialect == "sqlite":
+        pytest.skip("SQLite has one writer at a time")
+    case = scene.tip(P2, sender="+85500000001")
+    scene.now = MINUTE + timedelta(minutes=60, seconds=30)
+    real, rising = Tx.get, [threading.Thread(target=scene.follow_up, args=(LOCKED_IN, "+85500000001"))]
+    threads = list(rising)
+
+    def get(self: Tx, entity: Any, *args: Any, **more: Any) -> Any:
+        if entity is Case and rising:
+            rising.pop().start()
+            threads[0].join(0.5)
+        return real(self, entity, *args, **more)
+
+    monkeypatch.setattr(Tx, "get", get)
+    step = partial(ladder._step, watch=scene.watch, clock_id=scene.clock(case).id, step=Step.LAPSED, now=scene.now)
+    assert write(scene.world.sessions, step)
+    threads[0].join()
+    clock = scene.clock(case)
+    assert (clock.step, clock.next_at) == (Step.OVERSIGHT, MINUTE + timedelta(minutes=75))
+    assert clock_events(scene, case).count("clock:deadline:lapsed") == 1
 
 
 def test_a_restart_between_any_two_steps_changes_nothing(scene: Scene, database_url: str) -> None:

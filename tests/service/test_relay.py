@@ -2,8 +2,11 @@
 
 import random
 import re
+import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -428,20 +431,41 @@ def test_a_worker_that_dies_while_sending_leaves_a_text_that_is_never_sent_again
     assert scene.got("+85500000001") == ([THANKS] if after else [])
 
 
-def test_a_worker_that_could_not_begin_in_time_does_not_send(scene: Scene) -> None:
-    """While it waited for a sender its lease went by: somebody else may have the row by now."""
+def test_what_another_took_back_while_it_waited_for_its_turn_is_not_sent(scene: Scene) -> None:
     for _ in range(4):
         scene.tip()
-    scene.carrier.begun = lambda: scene.later(seconds=35)
-    scene.relay.send_due(OneByOne())
 
-    assert scene.states() == [JobState.DONE] * 3 + [JobState.SENDING]
+    def is_slow() -> None:
+        scene.later(seconds=35)
+        scene.relay.look_for_unclear()  # another worker, that finds leases to be over
+
+    scene.carrier.begun = is_slow
+    scene.relay.send_due(OneByOne())
+    assert scene.states() == [JobState.DONE] * 3 + [JobState.WAITING]
     scene.carrier.begun = lambda: None
-    scene.look(seconds=15)
-    scene.later(minutes=3)
     scene.send()
     assert scene.states() == [JobState.DONE] * 4
     assert max(Counter(to for to, _ in scene.carrier.sent).values()) == 1
+
+
+def test_nobody_is_texted_a_minute_after_a_text_whose_sender_died(scene: Scene) -> None:
+    real = scene.carrier.send
+
+    def dies(to: str, words: str) -> str:
+        real(to, words)
+        raise Killed
+
+    scene.carrier.send = dies  # type: ignore[method-assign]
+    scene.close(scene.tip(sender="+85500000001"))
+    with pytest.raises(Killed):
+        scene.send()
+    scene.carrier.send = real  # type: ignore[method-assign]
+    scene.follow_up("Please look again.", "+85500000001")
+    for _ in range(14):
+        assert scene.send() == []
+        scene.later(seconds=10)
+    scene.later(minutes=2)
+    assert len(scene.send()) == 1
 
 
 def test_a_worker_that_dies_before_it_begins_loses_nothing(scene: Scene) -> None:
@@ -971,3 +995,52 @@ def test_two_answers_to_one_number_are_not_sent_by_two_workers_at_once(
     at_once(*[work] * 4)
     assert Counter(to for to, _ in scene.carrier.sent) == Counter(senders)
     assert scene.states() == [JobState.DONE] * 10 + [JobState.WAITING] * 10
+
+
+# --- two transactions at once, on PostgreSQL; SQLite has one writer at a time ---
+
+
+@contextmanager
+def held_open(scene: Scene, work: Callable[[Tx], Any]) -> Iterator[None]:
+    """Do `work` in a transaction that is committed only at the end of the context."""
+    if scene.world.sessions.dialect == "sqlite":
+        pytest.skip("SQLite has one writer at a time")
+    with scene.world.sessions.writing.connect() as connection, connection.begin(), Tx(bind=connection) as tx:
+        work(tx)
+        tx.flush()
+        yield
+
+
+def somebody_waits(scene: Scene) -> bool:
+    """Return whether a transaction waits for another within a second."""
+    for _ in range(100):
+        with scene.world.sessions.writing.connect() as connection:
+            if connection.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar():
+                return True
+        time.sleep(0.01)
+    return False
+
+
+def test_while_one_begins_an_answer_another_does_not_begin_a_second(scene: Scene) -> None:
+    sender = "+85500000001"
+    scene.close(scene.tip(sender=sender))
+    scene.follow_up("Please look again.", sender)
+    first, second = write(scene.world.sessions, partial(scene.relay._take, now=scene.now))[2]
+    begin = partial(scene.relay._begin, now=scene.now)
+    with held_open(scene, partial(begin, errand=first)):
+        assert write(scene.world.sessions, partial(begin, errand=second)) is None
+    assert scene.states() == [JobState.SENDING, JobState.WAITING]
+
+
+def test_of_two_statuses_at_once_the_later_sees_what_the_earlier_said(scene: Scene) -> None:
+    case, sid = a_sent_text(scene)
+    name = boxes.provider_name(scene.world.founding.row_key, sid)
+    told(scene, sid, "delivered")
+    told(scene, sid, "sent")
+    take = partial(scene.relay._take_report, sid=name, now=scene.now)
+    with ThreadPoolExecutor(1) as pool:
+        with held_open(scene, partial(take, status="delivered")):
+            behind = pool.submit(write, scene.world.sessions, partial(take, status="sent"))
+            assert somebody_waits(scene)
+        assert behind.result() is True
+    assert job_of(scene, case).report == "delivered"
