@@ -32,7 +32,7 @@ ACKNOWLEDGE = "acknowledge"  # one neutral text to a tipster
 PAGE = "page"  # tell whoever is on duty for a case: becomes a ring for each number
 RING = "ring"  # one text to one number on duty
 
-LEASE = timedelta(seconds=90)  # longer than the provider's client waits, so that two never send one row
+LEASE = timedelta(seconds=90)  # longer than the provider's client waits: what is being sent must not count as left
 LOOKING = timedelta(minutes=10)  # for how long an unclear row is looked for (twilio.md section 5)
 NEEDS_A_PERSON = (JobState.FAILED, JobState.UNKNOWN)
 
@@ -140,8 +140,7 @@ def take(tx: Tx, rows: Select[OutboxJob], now: datetime) -> list[OutboxJob]:
     """
     taken = list(tx.scalars(locked(rows)).all())
     for row in taken:
-        row.state, row.attempts = JobState.SENDING, row.attempts + 1
-        row.tried_at, row.until = None, now + LEASE
+        row.state, row.tried_at, row.until = JobState.SENDING, None, now + LEASE
     tx.flush()
     return taken
 
@@ -152,7 +151,8 @@ def begin(tx: Tx, ids: Sequence[UUID], until: datetime, now: datetime) -> dateti
     None: its lease was over, and somebody else has them. What is begun and not settled counts as perhaps sent.
     Raises HeadMoved.
     """
-    begun = _not_begun(tx, ids, until, {"tried_at": now, "until": now + LEASE})
+    tried = {"attempts": col(OutboxJob.attempts) + 1, "tried_at": now, "until": now + LEASE}
+    begun = _not_begun(tx, ids, until, tried)
     if begun not in (0, len(ids)):
         raise HeadMoved("Somebody else is just taking them.")  # all or none of them
     return now + LEASE if begun else None

@@ -320,7 +320,8 @@ class Relay:
         """Return the ids of such texts, and whether the provider answers: if not, the next would wait in vain."""
         try:
             return self.carrier.find(errand.to, errand.text, errand.since), True
-        except CarrierFault:
+        except CarrierFault as fault:
+            log.warning("provider_list_not_read", error=type(fault).__name__)
             return [], False
 
     def _claim_look(self, tx: Tx, *, job: UUID, now: datetime) -> Errand | None:
