@@ -155,7 +155,7 @@ def _apply(concept: Concept, hits: Iterable[Hit], reading: Reading, draft: _Draf
                     draft.add(name, min(hours), hit.start, hit.end, hedged=hit.hedged or concept.doubt)
             elif not hit.denied:
                 draft.add(name, value, hit.start, hit.end, hedged=hit.hedged or concept.doubt)
-            elif value == "yes" and "no" in FACTS[name].ranks:
+            elif value == "yes" and "no" in FACTS[name].ranks and not concept.doubt:
                 draft.add(name, "no", hit.start, hit.end, hedged=hit.hedged or concept.doubt)
 
 
