@@ -26,6 +26,8 @@ _REPORTS = frozenset(
 _COUNTED = frozenset((*NOW, *HARMS, "child_labour", "material_shared", "suspect_leaving"))
 _ABOUT_CHILDREN = frozenset(("child_involved", "adult_survivor", "self_harm"))
 _NOTHING = frozenset(("no", "none"))
+# What stands before a place that somebody goes to.
+_BOUND_FOR = ("ទៅ", " to", " towards", " toward", " tov", " vers", " nach", " đi", "去", "到", " в сторону")
 _CARE = {"orphanage", "residential_care"}
 _OVER = frozenset(("custody", "dead"))
 _RECENCY_RANK = {"past": 0, "historic": 1, "recent": 2, "now": 3}
@@ -310,22 +312,24 @@ def _target(reading: Reading, draft: _Draft, context: Mapping[str, str]) -> None
 def _choose(name: str, reading: Reading, draft: _Draft, known: str | None = None) -> None:
     """Keep of several values of a fact that of the highest rank, then the first in the text.
 
-    known: what the poster says. A word that only hints at a kind of place does not speak against it, and a home for
-    children is called an orphanage or not.
+    Where somebody goes comes after where they are. known: what the poster says. A word that only hints at a kind of
+    place does not speak against it, and a home for children is called an orphanage or not.
     """
     if name not in draft.words:
         return
-    best: tuple[int, int, int, Value] | None = None
+    text = draft.normal.text
+    best: tuple[bool, int, int, int, Value] | None = None
     present = reading.all_affirmed | reading.all_refused
     for number in bits(present & reading.lexicon.places[name]):
         concept = reading.lexicon.concepts[number]
         value = concept.sets[0][1]
         if value in draft.words[name]:
             for hit in reading.hits.get(number, ()):
-                order = (-concept.rank, hit.start, hit.end, value)
+                bound = name == "province" and text[max(0, hit.start - 12) : hit.start].rstrip().endswith(_BOUND_FOR)
+                order = (bound, -concept.rank, hit.start, hit.end, value)
                 if not hit.denied and (best is None or order < best):
                     best = order
     draft.drop((name,))
-    if best is None or (known is not None and (-best[0] < CLEAR_PLACE or {known, best[3]} == _CARE)):
+    if best is None or (known is not None and (-best[1] < CLEAR_PLACE or {known, best[4]} == _CARE)):
         return
-    draft.add(name, best[3], best[1], best[2])
+    draft.add(name, best[4], best[2], best[3])
