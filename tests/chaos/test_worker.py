@@ -184,9 +184,13 @@ def kill_again_and_again(
 def come_in(scene: Scene, rng: random.Random, round_: int, count: int, urgent: list[Any]) -> None:
     """Take some tips, and one that has been urgent for so long that its whole ladder is due."""
     now = datetime.now(UTC)
-    texts = [a_tip(sender=f"+85500{10 + round_:02d}{n:04d}", received_at=now) for n in range(count)]
+    mark = f"{rng.getrandbits(64):016x}"
+    texts = [
+        a_tip(f"Please look there. {mark}{n}", sender=f"+85500{10 + round_:02d}{n:04d}", received_at=now)
+        for n in range(count)
+    ]
     long_ago = now - timedelta(minutes=50)
-    late = a_tip(LOCKED_IN, sender=f"+85500{10 + round_:02d}9999", received_at=long_ago)
+    late = a_tip(f"{LOCKED_IN} {mark}", sender=f"+85500{10 + round_:02d}9999", received_at=long_ago)
     *_, receipt = scene.world.receive(*rng.sample(texts, len(texts)), late)
     urgent.append(receipt.tip)
 
@@ -232,7 +236,7 @@ def check(run: Run, *, tips: int, kills: int) -> None:
             assert row.state == JobState.UNKNOWN
             assert row.case in scene.in_front_of("screener")
     check_pages(run, texts)
-    assert [fault for fault in verify(scene.world.sessions, scene.world.founding, []).faults if "job" in fault] == []
+    assert verify(scene.world.sessions, scene.world.founding, []).faults == []
 
 
 def check_pages(run: Run, texts: Counter[str]) -> None:

@@ -196,7 +196,7 @@ def test_the_new_decision_stands_on_all_facts_and_replays_to_its_bytes(world: Wo
 
 
 def test_a_fall_changes_nothing_but_what_the_rules_would_say(world: World) -> None:
-    case = new_case(world, LOCKED_IN)
+    case = new_case(world, VAGUE, told("confined_now", "yes", Source.SUGGESTED))
     assert (case.level, case.locked, case.provisional) == ("P1", True, True)
 
     confirm(world, "screener", case, "confined_now", "no")
@@ -669,14 +669,14 @@ def test_below_a_locked_floor_of_what_was_told_oversight_signs_whatever_staff_co
 
 
 def test_what_rested_on_suggested_words_alone_takes_a_confirmed_no_and_two(world: World) -> None:
-    case = new_case(world, LOCKED_IN)
+    case = new_case(world, VAGUE, told("confined_now", "yes", Source.SUGGESTED))
     confirm(world, "screener", case, "confined_now", "no")
     lowering = propose(world, "screener", case, "P3")
     assert agree(world, "investigator", case, lowering) == LoweringState.APPROVED
 
 
 def test_without_the_confirmed_no_suggested_words_hold_their_floor(world: World) -> None:
-    case = new_case(world, LOCKED_IN)
+    case = new_case(world, VAGUE, told("confined_now", "yes", Source.SUGGESTED))
     lowering = propose(world, "screener", case, "P3")
     assert agree(world, "investigator", case, lowering) == LoweringState.PROPOSED
     assert agree(world, "oversight", case, lowering) == LoweringState.APPROVED
@@ -717,7 +717,7 @@ def test_after_the_deadline_to_act_oversight_signs(world: World) -> None:
 
 
 def test_a_deadline_that_was_met_in_time_asks_for_no_oversight(world: World) -> None:
-    case = new_case(world, LOCKED_IN)
+    case = new_case(world, VAGUE, told("confined_now", "yes", Source.SUGGESTED))
     confirm(world, "screener", case, "confined_now", "no")
 
     def meet(tx: Any, at: datetime) -> None:
