@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     def _numbers(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for numbers in value.values():
             if not all(_E164.fullmatch(number) for number in numbers):
-                raise ValueError('numbers on duty are written like "+85512345678"')
+                raise ValueError('numbers on duty are written with their country, like "+855…"')
         return value
 
     @field_validator("public_url", "twilio_api_url")

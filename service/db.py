@@ -231,7 +231,8 @@ def write(sessions: Sessions, use_case: Callable[[Tx], T]) -> T:
             known = translate(fault)
             if known is None:
                 raise
-            if getattr(fault, "sqlstate", None) not in RETRIED_SQLSTATES or attempt == ATTEMPTS - 1:
+            original = fault.orig if isinstance(fault, exc.DBAPIError) else fault
+            if getattr(original, "sqlstate", None) not in RETRIED_SQLSTATES or attempt == ATTEMPTS - 1:
                 raise known from without_words(fault)
         time.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
     raise StorageUnavailable("The database is too busy.")

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import exc, func, select, text
 
 import service.db as db
 from service.db import Sessions, Tx, Writer, open_database, write
@@ -310,3 +310,23 @@ def test_a_client_that_goes_away_does_not_undo_what_it_sent(sessions: Sessions) 
     asyncio.run(leave())
     writer.close()
     assert names(sessions) == {"left"}
+
+
+@pytest.mark.parametrize(("sqlstate", "tries"), [("40P01", 2), ("40001", 2), ("57014", 1)])
+def test_a_deadlock_is_tried_again_and_a_timeout_is_not(sessions: Sessions, sqlstate: str, tries: int) -> None:
+    """SQLAlchemy hands the driver's error on inside its own."""
+    calls = []
+
+    def use_case(tx: Tx) -> str:
+        calls.append(1)
+        if len(calls) == 1:
+            fault = type("OperationalError", (Exception,), {"sqlstate": sqlstate})("words of a row")
+            raise exc.OperationalError("UPDATE x", {}, fault)
+        return "done"
+
+    if tries == 1:
+        with pytest.raises(StorageUnavailable):
+            write(sessions, use_case)
+    else:
+        assert write(sessions, use_case) == "done"
+    assert len(calls) == tries
