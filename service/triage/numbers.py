@@ -40,7 +40,7 @@ _RIGHT = re.compile(
     r"mois|jours|jahren|monaten?|tagen?|năm|nam\b|年|个月|天|년|ปี|เดือน)"
     r"[ ]?(?P<ago>ago|before|earlier|មុន|mun|moun|trước|truoc|前|전|ก่อน)?|"
     r"(?P<persons>នាក់|neak\b|n[ea]k\b|คน|명|个|名|đứa|dua\b)|"
-    r"(?P<money>\$|€|usd\b|dollars?\b|riels?\b|euros?\b|baht\b|ដុល|រៀល|លាន|ពាន់|ម៉ឺន|lean\b|trieu|元|美元|달러|บาท)|"
+    r"(?P<money>\$|€|usd\b|dollars?\b|riels?\b|euros?\b|baht\b|បាត(?!់)|ដុល|រៀល|លាន|ពាន់|ម៉ឺន|lean\b|trieu|元|美元|달러|บาท)|"
     r"(?P<thing>%|[ap]\.?m\b|o'?clock|h\b|km|kg|th\b|nd\b|rd\b|st\b|times?|រយ|ដង|គីឡូ|ក្បាល|សន្លឹក|"
     r"do\b|万))"
 )
@@ -126,14 +126,14 @@ def _amount(
     text: str, number: Number, children: Sequence[tuple[int, int]], kin: Sequence[tuple[int, int]]
 ) -> Amount | None:
     start, end, value = number
+    right = _RIGHT.match(text, end)
+    if (right is not None and right["money"]) or text[start - 1 : start] in _SIGNS:
+        return Amount("money", start, end, value)
     if 1950 <= value <= 2100:
         return Amount("year", start, end, value)
-    right = _RIGHT.match(text, end)
     says = right.lastgroup if right is not None else None
     window = text[max(0, start - _LEFT_WINDOW) : start]
     led = _led(window)
-    if (right is not None and right["money"]) or text[start - 1 : start] in _SIGNS:
-        return Amount("money", start, end, value)
     if led == "thing" or value > OLDEST:
         return None
     if right is not None and right["unit"]:
