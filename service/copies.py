@@ -39,24 +39,36 @@ class Copy(Protocol):
     """A message that the provider holds. final: its state will not change any more."""
 
     @property
-    def sid(self) -> str: ...
+    def sid(self) -> str:
+        """The provider's id."""
+
     @property
-    def inbound(self) -> bool: ...
+    def inbound(self) -> bool:
+        """Whether it came to us."""
+
     @property
-    def status(self) -> str: ...
+    def status(self) -> str:
+        """The provider's word for how far it is."""
+
     @property
-    def final(self) -> bool: ...
+    def final(self) -> bool:
+        """Whether that will not change any more."""
+
     @property
-    def error_code(self) -> int | None: ...
+    def error_code(self) -> int | None:
+        """The provider's code for what went wrong."""
+
     @property
-    def at(self) -> datetime: ...
+    def at(self) -> datetime:
+        """When it was made."""
 
 
 class Holder(Protocol[T]):
     """A provider that holds copies. Both raise CarrierFault."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The provider's, as stored with each message."""
 
     def copies(self, since: datetime) -> Iterator[T]:
         """Yield what is held of messages since then."""

@@ -48,8 +48,8 @@ class TwilioAccount:
     numbers: tuple[str, ...]
 
 
-class SmsWebhook:
-    """``POST /webhooks/twilio/sms``."""
+class _Webhook:
+    """What each webhook of this provider works with."""
 
     def __init__(
         self, account: TwilioAccount, intake: Receives, alarms: Alarms, *, now: Callable[[], datetime] = utc_now
@@ -59,6 +59,10 @@ class SmsWebhook:
         self._account = account
         self._intake = intake
         self._now = now
+
+
+class SmsWebhook(_Webhook):
+    """``POST /webhooks/twilio/sms``."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take one message. Twilio may deliver it more than once, and at once."""
@@ -77,20 +81,11 @@ class SmsWebhook:
         await _answer(send, 200, _TAKEN, EMPTY_TWIML)
 
 
-class StatusWebhook:
+class StatusWebhook(_Webhook):
     """``POST /webhooks/twilio/sms/status``: how far a text of ours came (twilio.md section 5).
 
     Statuses come late, twice and in any order; each is kept once, and the worker takes it to the text it is about.
     """
-
-    def __init__(
-        self, account: TwilioAccount, intake: Receives, alarms: Alarms, *, now: Callable[[], datetime] = utc_now
-    ) -> None:
-        """Take what is signed for `account`, and give it to `intake`."""
-        self._alarms = alarms
-        self._account = account
-        self._intake = intake
-        self._now = now
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take one status."""

@@ -151,9 +151,10 @@ def render(
         "query": query_of(language),
         "wrong": {place: words(text) for place, text in (wrong or {}).items()},
     }
-    main = _template("main.html").render(common | _values(phones, words))
+    shown = common | _values(phones, words)
+    main = _template("main.html").render(shown)
     version = blake2b(main.encode(), digest_size=8).hexdigest()
-    page = _template("page.html").render(common, main=main, version=version, elsewhere=elsewhere)
+    page = _template("page.html").render(shown, version=version, elsewhere=elsewhere)
     return page, main, version
 
 
