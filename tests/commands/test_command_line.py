@@ -170,7 +170,7 @@ def test_every_command_has_a_module(name):
     assert (ROOT / (command_line.COMMANDS[name].replace(".", "/") + ".py")).is_file()
 
 
-@pytest.mark.parametrize(("given", "passed"), [([], ["tests"]), (["-k", "sms", "-x"], ["-k", "sms", "-x"])])
+@pytest.mark.parametrize(("given", "passed"), [([], test_command.ALL), (["-k", "sms", "-x"], ["-k", "sms", "-x"])])
 def test_the_tests_start_with_what_was_asked(given, passed, monkeypatch):
     started = []
     monkeypatch.setattr(os, "execv", lambda path, arguments: started.append((path, arguments)))
