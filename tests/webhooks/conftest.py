@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import structlog
 
+from service import logs
 from tests.webhooks.builders import an_app
 from tests.webhooks.fakes import FakeIntake
 
@@ -25,6 +26,7 @@ def app(tmp_path: Path, intake: FakeIntake) -> Any:
 @pytest.fixture
 def logged(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
     """Everything that was logged or printed, by us or by a library."""
+    logs.configure("test", strict=True)  # whatever a test before this one has set
     lines, before = io.StringIO(), structlog.get_config()
     structlog.configure(**before | {"logger_factory": structlog.PrintLoggerFactory(lines)})  # type: ignore[arg-type]
     caplog.set_level(0)
