@@ -19,7 +19,7 @@ from service.config import ROOT
 DEFAULT = ROOT / "var"
 DATABASE, KEYS, LOGS, SETTINGS = "hotline.db", "keys", "logs", "demo.env"
 MARKER, LOCK = "demo.marker", "demo.lock"
-FORMAT = 2  # one more when a new version needs what an older set-up did not make
+FORMAT = 3  # one more when a new version needs what an older set-up did not make
 
 DISK_FULL = "The disk is full. The demo needs about 10 MB in {folder}\nMake room, then start it again."
 

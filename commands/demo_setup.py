@@ -23,6 +23,7 @@ from service.ceremony import Founding
 from service.clocks import RUNNING
 from service.config import Settings
 from service.db import Sessions, Tx, Writer, open_database, write
+from service.history import NameKeys
 from service.intake import IncomingTip, Intake, Pepper
 from service.ladder import Watch
 from service.ledger.events import Ledger
@@ -234,6 +235,7 @@ def _intake(made: Installation) -> Iterator[Intake]:
             relay=founding.relay,
             row_key=founding.row_key,
             peppers=[Pepper(settings.phone_pepper_epoch, founding.phone_pepper)],
+            names=NameKeys(founding.place_key, founding.sketch_key),
             triage=Triage.load(settings.ruleset_file, settings.lexicon_dir),
             claim_targets=settings.claim_targets,
             act_targets=settings.act_targets,

@@ -17,6 +17,7 @@ from service import ceremony, logs, metrics
 from service.config import Settings, read_secret, settings_from_environment
 from service.db import Sessions, Writer, open_database, write
 from service.errors import BadCards, BadNote, HotlineError, Misconfigured
+from service.history import NameKeys
 from service.intake import Intake, Pepper
 from service.ledger.events import Ledger
 from service.metrics import DatabaseMetrics
@@ -85,6 +86,10 @@ def public() -> Any:
     refuse_foreign_secrets(settings, "public")
     row_key = read_secret(settings.row_key_file, "row_key_file", length=32)
     peppers = read_peppers(settings)
+    names = NameKeys(
+        read_secret(settings.place_key_file, "place_key_file", length=32),
+        read_secret(settings.sketch_key_file, "sketch_key_file", length=32),
+    )
     sessions = open_ready_database(settings)
     cards = read_deck(settings, sessions)
     relay = read_relay(settings, cards)
@@ -97,6 +102,7 @@ def public() -> Any:
         relay=relay,
         row_key=row_key,
         peppers=peppers,
+        names=names,
         triage=triage,
         claim_targets=settings.claim_targets,
         act_targets=settings.act_targets,

@@ -28,12 +28,14 @@ from service.models import (
     CaseSeal,
     Clock,
     ClockKind,
+    KeyedName,
     LedgerEvent,
     LedgerField,
     Lowering,
     LoweringState,
     Role,
     State,
+    Tip,
 )
 from service.vault import boxes, envelope
 from service.vault.cards import Card, Cards, UnitKind
@@ -334,6 +336,8 @@ def wall(
     oversight = deck.oversight_for(integrity.organisation)
     keep = {integrity.unit, oversight.unit, case.oversight}
     tx.execute(delete(CaseSeal).where(col(CaseSeal.case) == case.id, col(CaseSeal.unit).not_in(keep)))
+    tips = select(col(Tip.id)).where(col(Tip.case) == case.id)
+    tx.execute(delete(KeyedName).where(col(KeyedName.tip).in_(tips)))  # counts elsewhere would tell of it
     held = {
         (g, u)
         for g, u in tx.execute(

@@ -123,6 +123,7 @@ def write_files(founding: Founding, directory: Path, *, twilio_token: str, twili
         "row_key_file": ("row.key", founding.row_key.hex()),
         "phone_pepper_file": ("phone.pepper", founding.phone_pepper.hex()),
         "place_key_file": ("place.key", founding.place_key.hex()),
+        "sketch_key_file": ("sketch.key", founding.sketch_key.hex()),
     }
     api_key = [("twilio.key", twilio_api_key)] if twilio_api_key else []
     for name, text in [*texts.values(), *_worker_files(founding), *api_key]:
@@ -141,7 +142,6 @@ def _worker_files(founding: Founding) -> list[tuple[str, str]]:
     return [
         ("relay.key", founding.relay_private.hex()),
         ("relay.identity", founding.relay_seed.hex()),
-        ("sketch.key", founding.sketch_key.hex()),
         ("code.pepper", founding.code_pepper.hex()),
         ("cover.key", founding.cover_key.hex()),
     ]

@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     phone_pepper_previous_file: Path | None = None
     phone_pepper_epoch: int = 1
     place_key_file: Path | None = None
+    sketch_key_file: Path | None = None
 
     emergency_numbers: Annotated[tuple[str, ...], NoDecode] = ("1280 Child helpline", "117 Police")
     ruleset_file: Path = ROOT / "service" / "triage" / "rules" / "kh-hotline-triage.yaml"

@@ -10,9 +10,13 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import structlog
+
+from service import history
 from service.cases import case_key_insert, seal_row
 from service.clocks import claim_clock_row, clock_row
 from service.decisions import WALL_ROUTE, SealTo, decision_event, decision_row, fact_columns, page
+from service.history import NameKeys, Traces
 from service.ledger.events import (
     NO_EVENT,
     SYSTEM,
@@ -37,6 +41,7 @@ from service.models import (
     Clock,
     ClockKind,
     Contact,
+    KeyedName,
     Level,
     Message,
     OutboxJob,
@@ -44,11 +49,14 @@ from service.models import (
     Tip,
 )
 from service.outbox import ACKNOWLEDGE, job
-from service.triage import Assessment, Fact, Triage, assess
+from service.triage import Assessment, Fact, Triage, assess, recall
+from service.triage.naming import NOTHING, names_in
 from service.vault import boxes, envelope
 from service.vault.cards import Card, Cards, RelayKey
 from service.vault.contacts import contact_row, new_contact
 from service.vault.envelope import Kind
+
+log = structlog.get_logger("draft")
 
 ACKNOWLEDGE_WITHIN = timedelta(minutes=10)  # twilio.md section 5: only a fresh text is answered by machine
 SILENCE = frozenset(  # Twilio's own words, and Khmer ones, not reviewed by a native speaker
@@ -97,9 +105,18 @@ class Reception:
     relay: RelayKey | None
     row_key: bytes = field(repr=False)
     peppers: tuple[Pepper, ...] = field(repr=False)
+    names: NameKeys
     triage: Triage
     claim_targets: tuple[timedelta, ...]
     act_targets: tuple[timedelta, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a message says: facts and decision, and what it names, as keyed names."""
+
+    found: Assessment
+    traces: Traces
 
 
 @dataclass(frozen=True)
@@ -107,16 +124,20 @@ class Draft:
     """A new tip, worked out and sealed in memory, before any row is written."""
 
     tip: IncomingTip
+    heard: Heard
+    anchor: Anchor
     id: UUID
     level: str
     chained: Chained
     rows: Sequence[tuple[Any, list[dict[str, Any]]]]
 
 
-def draft_tip(desk: Reception, tip: IncomingTip, anchor: Anchor) -> Draft:
-    """Return everything a new tip will be, sealed. Pure but for randomness; never raises for odd words."""
-    minute = tip.received_at.replace(second=0, microsecond=0)
-    found = assess_at(desk, tip, minute)
+def draft_tip(desk: Reception, tip: IncomingTip, heard: Heard, anchor: Anchor, *, known: UUID | None = None) -> Draft:
+    """Return everything a new tip will be, sealed. Pure but for randomness; never raises for odd words.
+
+    known: its contact, where that is stored already.
+    """
+    minute, found = minute_of(tip), heard.found
     hour = minute.replace(minute=0)
     walled = WALL_ROUTE in found.decision.routes
     readers = readers_of(desk, walled)
@@ -125,7 +146,8 @@ def draft_tip(desk: Reception, tip: IncomingTip, anchor: Anchor) -> Draft:
     sealed = envelope.seal_words(public, envelope.header(case, 1, hour, message_id, Kind.ACCOUNT), tip.text)
     rank = RANK[found.decision.level]
     claim_by, act_by = minute + desk.claim_targets[rank], minute + desk.act_targets[rank]
-    contact = _contact_row(desk, tip, tip_id)
+    contact = _contact_row(desk, tip, tip_id) if known is None else None
+    sender = contact["id"] if contact else known
     seal_to = SealTo(public, 1) if walled else None
     rules = desk.triage.ruleset.content_hash
     events = [
@@ -143,7 +165,7 @@ def draft_tip(desk: Reception, tip: IncomingTip, anchor: Anchor) -> Draft:
         (CaseKey, [case_key_insert(desk.row_key, case, 1, public)]),
         (CaseSeal, [seal_row(card, case, 1, private) for card in dict.fromkeys(readers)]),
         (Contact, [contact] if contact else []),
-        (Tip, [tip_row(tip, tip_id, case, contact["id"] if contact else None, found.language, hour)]),
+        (Tip, [tip_row(tip, tip_id, case, sender, found.language, hour)]),
         (Message, [message_row(desk, tip, message_id, tip_id, case, 1, 1, hour, sealed)]),
         (CaseDecision, [decision_row(case, 1, message_id, found.decision, found.facts, rules, hour, seal_to)]),
         (
@@ -155,17 +177,33 @@ def draft_tip(desk: Reception, tip: IncomingTip, anchor: Anchor) -> Draft:
                 clock_row(case, ClockKind.ACT, act_by, EventType.DECISION_MADE),
             ],
         ),
-        (OutboxJob, _jobs(desk, tip, found, case, tip_id, contact, minute)),
+        (OutboxJob, _jobs(desk, tip, found, case, tip_id, sender, minute)),
+        (KeyedName, [] if walled else history.rows(desk.names, heard.traces, tip_id, 1, sender, minute)),
     ]
-    return Draft(tip, tip_id, found.decision.level, chained, rows)
+    return Draft(tip, heard, anchor, tip_id, found.decision.level, chained, rows)
 
 
-def assess_at(desk: Reception, tip: IncomingTip, minute: datetime, known: Iterable[Fact] = ()) -> Assessment:
-    """Return what `tip` says, with facts `known` before, as of `minute`: records stand in clear, and a second tells
-    which call or text it was.
-    """
+def minute_of(tip: IncomingTip) -> datetime:
+    """Return when `tip` came. Records stand in clear, and a second tells which call or text it was."""
+    return tip.received_at.replace(second=0, microsecond=0)
+
+
+def hear(desk: Reception, tip: IncomingTip, known: Iterable[Fact] = ()) -> Heard:
+    """Return what `tip` says, with facts `known` before, and what it names. Never raises."""
+    minute = minute_of(tip)
     stated = [replace(fact, at=minute) for fact in tip.stated]
-    return assess(desk.triage, tip.text, (*known, *stated), minute, tip.context)
+    found = assess(desk.triage, tip.text, (*known, *stated), minute, tip.context)
+    try:
+        named = names_in(tip.text, found.facts, tip.context)
+    except Exception as fault:  # noqa: BLE001 - a tip is worth more than its name in a count
+        log.error("names_not_read", error=type(fault).__name__)
+        named = NOTHING
+    return Heard(found, history.traces(desk.names, named, tip.channel, stated))
+
+
+def recalled(desk: Reception, tip: IncomingTip, heard: Heard, facts: Iterable[Fact]) -> Heard:
+    """Return what `tip` says with what the database knows about it."""
+    return replace(heard, found=recall(desk.triage, heard.found, facts, minute_of(tip)))
 
 
 def _case_row(
@@ -290,14 +328,14 @@ def _jobs(
     found: Assessment,
     case: UUID,
     tip_id: UUID,
-    contact: Mapping[str, Any] | None,
+    contact: UUID | None,
     now: datetime,
 ) -> list[dict[str, Any]]:
     """Return the outbox rows of a new tip: an acknowledgement when it is safe, a page when it is P1."""
     jobs = []
     wanted = tip.reply_allowed is not False and not tip.late and not asks_for_silence(tip.text)
     if contact is not None and tip.channel == Channel.SMS and wanted:
-        jobs.append(acknowledgement(desk, tip_id, case, contact["id"], found.language, now))
+        jobs.append(acknowledgement(desk, tip_id, case, contact, found.language, now))
     if found.decision.level == Level.P1:
         jobs.append(page(desk.row_key, case, case, now))
     return jobs

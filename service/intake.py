@@ -17,7 +17,7 @@ import structlog
 from sqlalchemy import select, update
 from sqlmodel import Session, col
 
-from service import outbox
+from service import history, outbox
 from service.cases import case_key_insert, case_public, change, lapse_lowering, state_class, wall
 from service.db import ATTEMPTS, Tx
 from service.decisions import (
@@ -32,16 +32,20 @@ from service.decisions import (
 )
 from service.draft import (
     Draft,
+    Heard,
     IncomingTip,
     Pepper,
     Reception,
-    assess_at,
     draft_tip,
+    hear,
     message_row,
+    minute_of,
+    recalled,
     storable,
     words_sealed,
 )
-from service.errors import CannotOpen, Conflict, StorageUnavailable
+from service.errors import CannotOpen, Conflict, HotlineError, StorageUnavailable
+from service.history import NameKeys
 from service.ledger.events import (
     SYSTEM,
     Anchor,
@@ -58,8 +62,8 @@ from service.models import (
     CaseKey,
     Channel,
     Contact,
+    KeyedName,
     Message,
-    OutboxJob,
     State,
     Tip,
 )
@@ -106,13 +110,14 @@ class Intake:
         relay: RelayKey | None,
         row_key: bytes,
         peppers: Sequence[Pepper],
+        names: NameKeys,
         triage: Triage,
         claim_targets: Sequence[timedelta],
         act_targets: Sequence[timedelta],
     ) -> None:
         self._writer = writer
         self.desk = Reception(
-            ledger, cards, relay, row_key, tuple(peppers), triage, tuple(claim_targets), tuple(act_targets)
+            ledger, cards, relay, row_key, tuple(peppers), names, triage, tuple(claim_targets), tuple(act_targets)
         )
         self._anchor = Anchor()
         self._anchor_read: datetime | None = None
@@ -125,7 +130,7 @@ class Intake:
         tip = replace(tip, text=storable(tip.text))
         if self._anchor_read is None or tip.received_at - self._anchor_read > ANCHOR_AGE:
             self._anchor, self._anchor_read = await self._writer.submit(read_anchor), tip.received_at
-        draft = draft_tip(self.desk, tip, self._anchor)
+        draft = draft_tip(self.desk, tip, await self._recalled(tip, hear(self.desk, tip)), self._anchor)
         for attempt in range(ATTEMPTS + 3):
             # The common case, a new tip from a new number, is tried blind: a uniqueness broken by it means that
             # the message or its sender is known, and only then is looked up which.
@@ -137,6 +142,22 @@ class Intake:
                 # Another process was first. What it stored is there to be found now.
                 await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt) if attempt else 0)  # noqa: S311 - jitter
         raise StorageUnavailable("Too many messages at once.")
+
+    async def _recalled(self, tip: IncomingTip, heard: Heard) -> Heard:
+        """Return what a tip says with what is stored of what it names.
+
+        It is asked before the tip is drafted, and only when there is a name to ask for. Tips that come meanwhile are
+        missed, but those of the last ten minutes count for nobody (docs/adr/0008.md).
+        """
+        if not heard.traces:
+            return heard
+        ask = partial(history.recall, keys=self.desk.names, found=heard.traces, at=minute_of(tip))
+        try:
+            facts = await self._writer.submit(ask)
+        except HotlineError as fault:  # if the database is away, storing says so; a count must not lose a tip
+            log.warning("history_not_read", error=type(fault).__name__)
+            return heard
+        return recalled(self.desk, tip, heard, facts)
 
     async def report(self, delivery: str, status: str, code: int | None, at: datetime) -> None:
         """Keep what the provider says of a text of ours, for the worker to take to its outbox row. Safe to call twice.
@@ -206,15 +227,15 @@ class Intake:
         return (found[0], found[1]) if found else None
 
     def _insert_for(self, tx: Tx, draft: Draft, contact: Contact, *, take_over: bool) -> Receipt:
-        """Write a new tip of a contact that is known. take_over: later messages of the contact join this one."""
-        rows: list[tuple[Any, list[dict[str, Any]]]] = []
-        new = next((rows[0]["id"] for table, rows in draft.rows if table is Contact), None)
-        for table, old in draft.rows:
-            if table is Contact:
-                continue
-            rows.append((table, [r | {"contact": contact.id} if r.get("contact") == new else r for r in old]))
-        kept = [(t, [outbox.retagged(self.desk.row_key, r) for r in rs] if t is OutboxJob else rs) for t, rs in rows]
-        receipt = self.insert(tx, draft=replace(draft, rows=kept))
+        """Write a new tip of a contact that is known. take_over: later messages of the contact join this one.
+
+        It is drafted anew: what the contact told before is no repeat by others, and may have been closed incomplete.
+        """
+        tip = draft.tip
+        ask = partial(history.recall, tx, self.desk.names, draft.heard.traces, at=minute_of(tip))
+        facts = ask(contact=contact.id)
+        heard = recalled(self.desk, tip, hear(self.desk, tip), facts)
+        receipt = self.insert(tx, draft=draft_tip(self.desk, tip, heard, draft.anchor, known=contact.id))
         if take_over:
             tx.execute(update(Contact).where(col(Contact.id) == contact.id).values(tip=receipt.tip))
         return receipt
@@ -224,8 +245,11 @@ class Intake:
         # Behind the wall facts are sealed: the new message then decides alone, and never below what stands.
         record = latest_decision(tx, case).record
         known = (facts_in(record) or ()) if record is not None else ()
-        minute = tip.received_at.replace(second=0, microsecond=0)
-        found = assess_at(self.desk, tip, minute, known)
+        minute = minute_of(tip)
+        heard = hear(self.desk, tip, known)
+        ask = partial(history.recall, tx, self.desk.names, heard.traces, at=minute)
+        facts = ask(contact=open_tip.contact, tip=open_tip.id)
+        found = recalled(self.desk, tip, heard, facts).found
         hour = minute.replace(minute=0)
         walling = WALL_ROUTE in found.decision.routes and not case.walled
         # A unit that is walled off keeps what it has read. What comes from now on it must not open.
@@ -248,6 +272,10 @@ class Intake:
             [message_row(self.desk, tip, message_id, open_tip.id, case.id, generation, number, hour, sealed)],
         )
         walled = walling or case.walled
+        if not walled:
+            tx.insert(
+                KeyedName, history.rows(self.desk.names, heard.traces, open_tip.id, number, open_tip.contact, minute)
+            )
         seal_to = SealTo(public, generation) if walled else None
         rules, decision = self.desk.triage.ruleset.content_hash, found.decision
         row = decision_row(case.id, case.decision + 1, message_id, decision, found.facts, rules, hour, seal_to)

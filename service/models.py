@@ -275,7 +275,7 @@ class Tip(SQLModel, table=True):
 
     id: UUID = Field(primary_key=True)
     case: UUID = Field(foreign_key="case_file.id", index=True)
-    contact: UUID | None = Field(default=None, foreign_key="contact.id")
+    contact: UUID | None = Field(default=None, foreign_key="contact.id", index=True)
     channel: str = Field(sa_type=Word)
     language: str = Field(sa_type=Word)
     received_hour: datetime = Field(sa_type=Utc)
@@ -303,6 +303,22 @@ class Message(SQLModel, table=True):
     header: bytes
     seal: bytes
     body: bytes
+
+
+class KeyedName(SQLModel, table=True):
+    """What a message of a tip names, under a key that is not in the database: the history is counted by it.
+
+    kind: ``place``, ``suspect``, or ``silent`` for a call without a word, named after its contact. at: the minute, as
+    in the events of its case. There is none for a walled case (docs/adr/0008.md).
+    """
+
+    __tablename__ = "keyed_name"
+    __table_args__ = (Index("ix_keyed_name_name_at", "name", "at"),)
+    tip: UUID = Field(primary_key=True, foreign_key="tip.id")
+    number: int = Field(primary_key=True)
+    kind: str = Field(primary_key=True, sa_type=Word)
+    name: bytes
+    at: datetime = Field(sa_type=Utc)
 
 
 class CaseDecision(SQLModel, table=True):
@@ -480,7 +496,15 @@ class LedgerEvent(SQLModel, table=True):
     """An event as the bytes that were hashed. A trigger refuses UPDATE and DELETE."""
 
     __tablename__ = "ledger_event"
-    __table_args__ = (UniqueConstraint("case", "seq"),)
+    __table_args__ = (
+        UniqueConstraint("case", "seq"),
+        Index(
+            "ix_ledger_event_closure",
+            *("case", "at"),
+            sqlite_where=text("type = 'case:closure:effective'"),
+            postgresql_where=text("type = 'case:closure:effective'"),
+        ),
+    )
     eid: str = Field(primary_key=True, sa_type=Word)
     case: str = Field(foreign_key="ledger_head.case", sa_type=Word)
     seq: int

@@ -11,6 +11,7 @@ from service import ceremony, staff
 from service.ceremony import Founding, UnitPlan
 from service.config import Settings
 from service.db import Sessions, Writer, write
+from service.history import NameKeys
 from service.intake import IncomingTip, Intake, Pepper, Receipt
 from service.ledger.events import Ledger
 from service.models import Channel, Member, Role
@@ -77,6 +78,7 @@ class World:
                 "relay": self.founding.relay,
                 "row_key": self.founding.row_key,
                 "peppers": [Pepper(1, self.founding.phone_pepper)],
+                "names": NameKeys(self.founding.place_key, self.founding.sketch_key),
                 "triage": triage(),
                 "claim_targets": settings.claim_targets,
                 "act_targets": settings.act_targets,

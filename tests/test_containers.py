@@ -33,6 +33,7 @@ EVERY = {"public", "staff", "worker"}
 HOLDERS = {
     "row_key_file": EVERY,
     "place_key_file": EVERY,
+    "sketch_key_file": EVERY,
     "phone_pepper_file": {"public", "worker"},
     "phone_pepper_previous_file": {"public", "worker"},
     "twilio_token_file": {"public"},

@@ -33,6 +33,7 @@ class EventType(StrEnum):
     CASE_RELEASED = "case:claim:released"
     CASE_UNIT_SEALED = "case:unit:sealed"
     CASE_WALL_RAISED = "case:wall:raised"
+    CLOSURE_EFFECTIVE = "case:closure:effective"
     TIP_SEALED = "tip:account:sealed"
     TIP_MESSAGE = "tip:message:received"
     FACTS_CONFIRMED = "tip:facts:confirmed"

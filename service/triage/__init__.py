@@ -3,7 +3,7 @@
 The functions `decide` and `suggest` are in the modules of those names.
 """
 
-from service.triage.assessment import Assessment, Triage, assess, decide_safely, facts_of_context
+from service.triage.assessment import Assessment, Triage, assess, decide_safely, facts_of_context, recall
 from service.triage.decide import Decision, engine_fault, facts_of, replay
 from service.triage.facts import ASKS, FACTS, HARMS, NOW, SCHEMA, Ask, Fact, FactType, Source, Words, check, merge
 from service.triage.language import detect_language
@@ -63,5 +63,6 @@ __all__ = [
     "load_ruleset",
     "merge",
     "normalise",
+    "recall",
     "replay",
 ]

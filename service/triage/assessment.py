@@ -1,7 +1,7 @@
 """A tip's words and answers to its facts and its decision, without ever failing (triage.md sections 3, 4 and 6)."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -78,6 +78,22 @@ def assess(
         return Assessment(facts, decision, suggestion.language, *_told(facts))
     except Exception:  # noqa: BLE001  # a tip must be judged whatever happens; P1 pages a person
         return _fault(as_of, stated)
+
+
+def recall(triage: Triage | None, found: Assessment, facts: Iterable[Fact], as_of: datetime) -> Assessment:
+    """Return what `found` says with further facts, such as the history's, without reading the words again.
+
+    as_of: with a time zone. Never raises; an engine fault stays one, for what it rests on may be missing.
+    """
+    known: dict[str, Fact] = dict(found.facts)
+    try:
+        known = merge((*found.facts.values(), *facts))
+        if triage is None or known == found.facts or any(reason.id == "engine" for reason in found.decision.fired):
+            return found
+        decision = engine.decide(known, triage.ruleset, as_of.astimezone(UTC), triage.lexicon.content_hash)
+        return replace(found, facts=known, decision=decision)
+    except Exception:  # noqa: BLE001  # as in `assess`
+        return replace(found, decision=engine_fault(as_of, found.facts))
 
 
 def decide_safely(

@@ -30,6 +30,8 @@ AUTH = b"bamboo-auth-v1"
 ROW = b"bamboo-row-v1"
 SID = b"bamboo-sid-v1"
 FORM = b"bamboo-form-v1"
+SUSPECT = b"bamboo-susp-v1"
+SILENT = b"bamboo-silent-v1"
 
 
 def H(data: bytes) -> bytes:
@@ -220,7 +222,17 @@ def phone_name(pepper: bytes, e164: str) -> bytes:
 
 def place_name(key: bytes, place: str) -> bytes:
     """Return the pseudonym under which cases of a place are counted, by its id, 32 bytes (keys.md section 8)."""
-    return keyed_name(key, place.encode("ascii"), PLACE)
+    return keyed_name(key, place.encode(), PLACE)
+
+
+def suspect_name(key: bytes, name: str) -> bytes:
+    """Return the pseudonym of a suspect's name under the sketch key, 32 bytes (keys.md section 2, docs/adr/0008.md)."""
+    return keyed_name(key, name.encode(), SUSPECT)
+
+
+def silent_name(key: bytes, contact: UUID) -> bytes:
+    """Return the name under which silent calls of a contact are counted, 32 bytes, under the sketch key."""
+    return keyed_name(key, contact.bytes, SILENT)
 
 
 def provider_name(row_key: bytes, sid: str) -> bytes:
