@@ -229,7 +229,7 @@ CHANGED = {
     "way out": (put("services", "public", "networks", value=["front", "public_data", "provider"]), "public: reaches"),
     "relay key": (
         give("public", "worker_relay_key", "relay.key"),
-        "public: is given ['database.pgpass', 'phone.pepper', 'relay.key', 'row.key', 'twilio.token']",
+        "public: is given ['database.pgpass', 'phone.pepper', 'place.key', 'relay.key', 'row.key', 'sketch.key', 'twi",
     ),
     "named relay key": (
         put("services", "public", "environment", "HOTLINE_RELAY_KEY_FILE", value="/run/secrets/relay.key"),

@@ -51,6 +51,7 @@ _KINDS: Mapping[str, _Kind] = {
 _NAMED, _BESIDE, _WITHIN = (frozenset(_listed(key)) for key in ("named", "beside", "within"))
 _ORDINARY, _OWN, _ADDRESSED = (frozenset(_listed(key)) for key in ("ordinary", "own", "addressed"))
 _HELPS, _TITLES, _TEACHING = (frozenset(_listed(key)) for key in ("helps", "titles", "teaching"))
+_DESCRIBING = frozenset(_listed("describing"))
 _ROLES = _TITLES | frozenset(_listed("roles"))
 _LOWER_TITLES = frozenset(("mr", "mister"))  # what follows them is a name however it is typed
 _OWN_TOO = frozenset((("name", "is"), ("this", "is")))
@@ -116,7 +117,8 @@ def names_in(text: str, facts: Mapping[str, Fact], context: Mapping[str, str]) -
     a harm or a danger. context: `placement` is the code of a poster; it stands for the place it hangs in when the tip
     is about a place of that kind.
     """
-    text = text[:LONGEST]
+    if len(text) > LONGEST:  # the last word may be cut
+        text = text[:LONGEST].rpartition(" ")[0]
     venue = str(facts["venue_type"].value) if "venue_type" in facts else ""
     kind, province = _KINDS.get(venue), str(facts["province"].value) if "province" in facts else ""
     place = anywhere = None
@@ -160,6 +162,11 @@ class _Word:
     end: int
     joined: bool  # nothing but a blank or a hyphen stands between it and the word before
 
+    @property
+    def ordinary(self) -> bool:
+        """Whether it can be no part of a name: a colour can, in large letters."""
+        return self.word in _ORDINARY or (not self.capital and self.word in _DESCRIBING)
+
 
 def _words(text: str) -> list[_Word]:
     letters = [letter for letter in text if letter.isalpha() and letter.isascii()]
@@ -184,14 +191,15 @@ def _latin_places(text: str, words: Sequence[_Word], kinds: frozenset[tuple[str,
     """Names before a word for a kind of place ("Golden Lotus Hotel"), or after it ("hotel Lotus", "hotel called …")."""
     at = 0
     while at < len(words):
-        long = next((n for n in (2, 1) if tuple(each.word for each in words[at : at + n]) in kinds), 0)
+        two = tuple(each.word for each in words[at : at + 2])
+        long = len(two) if two in kinds else int(two[:1] in kinds)
         if long:
             before = _before(words, at)
             name = before if before else _after(text, words, at + long)
             first = at - len(before)
             if name and not _beside(words, first):
                 parts = _without_geography([each.word for each in name] if isinstance(name, list) else [name])
-                if parts:
+                if set(parts) - _DESCRIBING:
                     yield spelt(" ".join(parts))
         at += long or 1
 
@@ -199,7 +207,7 @@ def _latin_places(text: str, words: Sequence[_Word], kinds: frozenset[tuple[str,
 def _before(words: Sequence[_Word], at: int) -> list[_Word]:
     name: list[_Word] = []
     first = at
-    while first and words[first].joined and len(name) < MOST_WORDS and words[first - 1].word not in _ORDINARY:
+    while first and words[first].joined and len(name) < MOST_WORDS and not words[first - 1].ordinary:
         first -= 1
         name.insert(0, words[first])
     capital = [each.capital for each in name]
@@ -221,13 +229,13 @@ def _after(text: str, words: Sequence[_Word], at: int) -> "list[_Word] | str":
     if quoted:
         return quoted[1]
     name: list[_Word] = []
-    while at < len(words) and words[at].joined and len(name) < MOST_WORDS and words[at].word not in _ORDINARY:
+    while at < len(words) and words[at].joined and len(name) < MOST_WORDS and not words[at].ordinary:
         if not (words[at].capital or called):
             break
         name.append(words[at])
         at += 1
     open_end = called and not all(each.capital for each in name) and at < len(words) and words[at].joined
-    return [] if open_end and words[at].word not in _ORDINARY else name
+    return [] if open_end and not words[at].ordinary else name
 
 
 def _beside(words: Sequence[_Word], first: int) -> bool:
@@ -286,7 +294,7 @@ def _person(words: Sequence[_Word], begin: int, *, small: bool) -> list[_Word]:
     name: list[_Word] = []
     at = begin
     while at < len(words) and len(name) < MOST_WORDS and (not name or words[at].joined):
-        if words[at].word in _ORDINARY or words[at].word in _ADDRESSED or not words[at].word.isalpha():
+        if words[at].ordinary or words[at].word in _DESCRIBING | _ADDRESSED or not words[at].word.isalpha():
             break
         if not words[at].capital and (not small or any(each.capital for each in name)):
             break
@@ -310,7 +318,8 @@ _FAMILY = frozenset(_spelt(normalise(name).text) for name in (*_listed("families
 # --- Khmer ----------------------------------------------------------------------------------------------
 
 
-_END = re.compile(_any_of(_listed("ends_khmer")))
+_PLACES_KHMER = [each for row in _DATA["kinds"].values() for each in row["khmer"]]
+_END = re.compile(_any_of([*_listed("ends_khmer"), *_PLACES_KHMER]))
 _DESCRIBES = re.compile(_any_of(_listed("describes_khmer")))
 _TEACHING_KHMER = tuple(normalise(word).text for word in _TEACHING)
 _CALLED = normalise("ឈ្មោះ").text
@@ -348,7 +357,8 @@ def _latin_after(text: str, first: str) -> Iterable[str]:
             while at + 1 < len(words) and words[at + 1].joined and words[at + 1].capital and len(name) < MOST_WORDS:
                 at += 1
                 name.append(words[at])
-            if parts := _without_geography([one.word for one in name]):
+            parts = _without_geography([one.word for one in name])
+            if set(parts) - _DESCRIBING:
                 yield spelt(" ".join(parts))
             return
 

@@ -127,7 +127,8 @@ def test_nothing_that_the_public_process_holds_opens_what_it_sealed(
     there = {key for data in stored(sqlite_sessions) for key in runs(data)}
     print(f"{len(given)} runs of bytes in settings and files, {len(there)} in the database")
 
-    assert {founding.row_key, founding.phone_pepper, founding.place_key, founding.relay.public} <= given
+    secrets = {founding.row_key, founding.phone_pepper, founding.place_key, founding.sketch_key}
+    assert secrets | {founding.relay.public} <= given
     assert [lock.open(key) for key in sorted(given) for lock in locks if lock.open(key) is not None] == []
     assert [key.hex() for key in sorted(given | there) for lock in locks if lock.fits(key)] == []
     oversight = founding.unit_privates["oversight"]

@@ -85,6 +85,8 @@ def test_the_staff_process_refuses_secrets_of_the_public_one(
     [
         ("HOTLINE_ROW_KEY_FILE", None),
         ("HOTLINE_PHONE_PEPPER_FILE", None),
+        ("HOTLINE_PLACE_KEY_FILE", None),
+        ("HOTLINE_SKETCH_KEY_FILE", None),
         ("HOTLINE_CARDS_FILE", None),
         ("HOTLINE_RELAY_FILE", None),
         ("HOTLINE_ROOT_VKEY", None),

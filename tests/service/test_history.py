@@ -3,21 +3,19 @@
 import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any
-from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import event, func, select, update
 
 from service import history
 from service.cases import change, wall
-from service.db import Sessions, Tx, Writer, write
+from service.db import Sessions, Tx, write
 from service.errors import StorageUnavailable
 from service.history import INCOMPLETE, REASON, NameKeys
-from service.intake import IncomingTip, Receipt
+from service.intake import Receipt
 from service.ledger.events import SYSTEM, EventType, NewEvent, StateClass
-from service.models import Case, CaseDecision, Channel, Contact, KeyedName, Level, State, Tip
+from service.models import Case, CaseDecision, Channel, Contact, KeyedName, State, Tip
 from service.triage import Fact, Source
 from service.vault import boxes
 from tests.builders import NOW, World, a_number, a_tip, a_world, the_case
@@ -26,7 +24,7 @@ from tests.builders import NOW, World, a_number, a_tip, a_world, the_case
 AT_THE_LOTUS = "A boy of fourteen works in the kitchen at the Golden Lotus Hotel in Siem Reap."
 ELSEWHERE = "A boy of fourteen works in the kitchen at the Silver River Hotel in Siem Reap."
 BY_DARA = "I saw long ago, two years ago, how Mr Sok Dara hit a child. He has moved away."
-ABOUT_POLICE = "The police chief takes money so that nobody asks about the girl at the Golden Lotus Hotel in Siem Reap."
+ABOUT_POLICE = f"{AT_THE_LOTUS} The police chief takes money from the owner so that he stays away."
 
 
 @pytest.fixture
@@ -73,15 +71,8 @@ def test_the_fourth_independent_tip_about_a_place_is_raised_by_one_level(world: 
     assert [receipt.level for receipt in before] == ["P3"] * 3
     assert fourth.level == the_case(world, fourth.tip).level == "P2"
     assert "B001" in fired(world, fourth)
-    assert (
-        record(world, fourth)["facts"]["venue_tips_90d"]
-        == {
-            "at": NOW.replace(second=0).isoformat().replace("+00:00", "Z"),
-            "source": "derived",
-            "value": 3,
-        }
-        or fact(world, fourth, "venue_tips_90d") == 3
-    )
+    counted = record(world, fourth)["facts"]["venue_tips_90d"]
+    assert (counted["source"], counted["value"]) == ("derived", 3)
     assert fact(world, before[0], "venue_tips_90d") is None
 
 
@@ -276,8 +267,8 @@ def close(world: World, receipt: Receipt, reason: str, at: datetime = NOW, *, st
 
     def closing(tx: Tx) -> None:
         found = tx.get_one(Case, case.id)
-        event = NewEvent(EventType.CLOSURE_EFFECTIVE, at, SYSTEM, StateClass.CLOSED, None, {REASON: reason})
-        change(tx, world.ledger, found, [event], state=state)
+        closed = NewEvent(EventType.CLOSURE_EFFECTIVE, at, SYSTEM, StateClass.CLOSED, None, {REASON: reason})
+        change(tx, world.ledger, found, [closed], state=state)
 
     write(world.sessions, closing)
 
@@ -446,27 +437,25 @@ def test_a_flood_of_one_name_does_not_slow_the_line_down(world: World, monkeypat
     assert fact(world, told(world, AT_THE_LOTUS), "venue_tips_90d") == 2
 
 
-@pytest.mark.parametrize("statement", ["names", "closures"])
-def test_the_queries_go_by_their_indexes(world: World, statement: str) -> None:
+@pytest.mark.parametrize(
+    ("about", "index"),
+    [("SELECT keyed_name", "ix_keyed_name_name_at"), ("SELECT ledger_event", "ix_ledger_event_closure")],
+)
+def test_the_queries_go_by_their_indexes(world: World, about: str, index: str) -> None:
     if world.sessions.dialect != "sqlite":
-        pytest.skip("an empty table is never read by its index on PostgreSQL")
-    asked: list[str] = []
-    from sqlalchemy import event
+        pytest.skip("PostgreSQL reads small tables whole")
+    asked: set[str] = set()
 
-    def note(_c: Any, _cur: Any, sql: str, *_: Any) -> None:
-        asked.append(sql)
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        asked.add(statement)
 
-    told(world, AT_THE_LOTUS)
     event.listen(world.sessions.writing, "before_cursor_execute", note)
     told(world, AT_THE_LOTUS)
-    wanted = "ledger_event.type" if statement == "closures" else "keyed_name.name, "
-    [sql] = {each for each in asked if each.startswith("SELECT") and "keyed_name.name = ?" in each
-             and ("ledger_event" in each) == (statement == "closures")}  # fmt: skip
+
+    [sql] = [each for each in asked if each.startswith(about) and "keyed_name.name = ?" in each]
     with world.sessions.reading.connect() as connection:
-        plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", (b"",) * sql.count("?"))]
-    assert wanted
-    assert not [
-        step for step in plan if step.startswith("SCAN") and "subquery" not in step.lower() and "anon" not in step
-    ], plan
-    index = "ix_ledger_event_closure" if statement == "closures" else "ix_keyed_name_name_at"
-    assert any(index in step for step in plan), plan
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", (b"",) * sql.count("?")).all()
+    steps = [row[3] for row in plan]
+    assert any(index in step for step in steps), steps
+    tables = ("keyed_name", "tip", "case_file", "ledger_event", "ledger_field")
+    assert not [step for step in steps if step.removeprefix("SCAN ") in tables], steps

@@ -285,7 +285,8 @@ def test_the_public_process_cannot_open_what_it_sealed(world: World) -> None:
         key = session.scalars(select(CaseKey)).one()
         message = session.scalars(select(Message)).one()
     place = (seal.case, 1, "screening", 1, seal.sealed)
-    held = [founding.row_key, founding.phone_pepper, founding.place_key, founding.relay.public, key.public]
+    secrets = [founding.row_key, founding.phone_pepper, founding.place_key, founding.sketch_key]
+    held = [*secrets, founding.relay.public, key.public]
     for secret in held:
         with pytest.raises(CannotOpen):
             open_case_key(secret, *place, case_public=key.public)
