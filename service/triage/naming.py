@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.triage.facts import HARMS, NOW, Fact
 from service.triage.places import PROVINCES, district_names
@@ -121,13 +121,14 @@ def names_in(text: str, facts: Mapping[str, Fact], context: Mapping[str, str]) -
         text = text[:LONGEST].rpartition(" ")[0]
     venue = str(facts["venue_type"].value) if "venue_type" in facts else ""
     kind, province = _KINDS.get(venue), str(facts["province"].value) if "province" in facts else ""
+    copy = normalise(text).text if _KHMER_RUN.search(text) else ""
     place = anywhere = None
     if (code := context.get("placement")) and venue and context.get("venue_type") == venue:
         place = anywhere = f"placement|{code}"
-    elif kind is not None and (name := _only(_places(text, kind))) is not None:
+    elif kind is not None and (name := _only(_places(text, copy, kind))) is not None:
         place, anywhere = f"{kind.name}|{name}|{province}", f"{kind.name}|{name}|"
     harmed = any(fact.name in _HARM and fact.value == "yes" for fact in facts.values())
-    return Names(place, anywhere, _only(_persons(text, province)) if harmed else None)
+    return Names(place, anywhere, _only(_persons(text, copy, province)) if harmed else None)
 
 
 def spelt(name: str) -> str:
@@ -154,8 +155,7 @@ def _only(names: Iterable[str]) -> str | None:
 # --- Latin letters --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Word:
+class _Word(NamedTuple):
     word: str  # lower case
     capital: bool
     start: int
@@ -169,8 +169,8 @@ class _Word:
 
 
 def _words(text: str) -> list[_Word]:
-    letters = [letter for letter in text if letter.isalpha() and letter.isascii()]
-    shouted = sum(letter.isupper() for letter in letters) * 2 > len(letters)
+    letters = [letter for letter in text if "A" <= letter <= "z"]
+    shouted = sum(map(str.isupper, letters)) * 2 > len(letters)
     words: list[_Word] = []
     for match in _WORD.finditer(text):
         gap = text[words[-1].end : match.start()] if words else "."
@@ -180,11 +180,11 @@ def _words(text: str) -> list[_Word]:
     return words
 
 
-def _places(text: str, kind: _Kind) -> Iterable[str]:
+def _places(text: str, copy: str, kind: _Kind) -> Iterable[str]:
     lowered = text.lower()
     if any(words[-1] in lowered for words in kind.latin):
         yield from _latin_places(text, _words(text), kind.latin)
-    yield from _khmer_places(text, kind.khmer)
+    yield from _khmer_places(text, copy, kind.khmer)
 
 
 def _latin_places(text: str, words: Sequence[_Word], kinds: frozenset[tuple[str, ...]]) -> Iterable[str]:
@@ -268,8 +268,8 @@ def _without_geography(parts: list[str]) -> list[str]:
     return parts
 
 
-def _persons(text: str, province: str) -> Iterable[str]:
-    yield from _khmer_persons(text, province)
+def _persons(text: str, copy: str, province: str) -> Iterable[str]:
+    yield from _khmer_persons(copy, province)
     words = _words(text) if _TITLE_SEEN.search(text) else []
     for at, title in enumerate(words):
         if title.word not in _ROLES or at + 1 >= len(words) or not _follows(text, title, words[at + 1]):
@@ -328,10 +328,7 @@ _I = "ខ្ញុំ"
 _CHILDREN = _listed("children_khmer")
 
 
-def _khmer_places(text: str, kinds: re.Pattern[str]) -> Iterable[str]:
-    if not _KHMER_RUN.search(text):
-        return
-    copy = normalise(text).text
+def _khmer_places(text: str, copy: str, kinds: re.Pattern[str]) -> Iterable[str]:
     for match in kinds.finditer(copy):
         if copy[: match.start()].rstrip().endswith(_BESIDES):
             continue
@@ -377,13 +374,10 @@ def _clusters(text: str) -> int:
     return len(KHMER_BASE.findall(text))
 
 
-def _khmer_persons(text: str, province: str) -> Iterable[str]:
+def _khmer_persons(copy: str, province: str) -> Iterable[str]:
     """Names after a title or "called", of one or two words between blanks. A name that something is written on to is
     none: common syllables stand in names, and nobody can tell where it ends.
     """
-    if not _KHMER_RUN.search(text):
-        return
-    copy = normalise(text).text
     for match in _KHMER_TITLE.finditer(copy):
         if copy[: match.start()].rstrip().endswith((_I, *_CHILDREN, _KHMER_SAID)):
             continue
