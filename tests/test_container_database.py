@@ -26,7 +26,7 @@ from service.metrics import WORKER
 from service.models import Sign
 from service.schema import migrate
 from tests.chaos.running import HOST, ROOT, Forks, Installation, Process, free_port, install, wait_for
-from tests.chaos.sending import Mailbag, ask_raw
+from tests.chaos.sending import a_text, ask_raw
 from tests.webhooks.builders import ACCOUNT, NUMBER
 
 ROLES = ("migrate", "public", "staff", "worker")
@@ -162,11 +162,16 @@ def test_each_process_does_its_work_under_its_own_role_and_can_do_no_more(server
     migrate(server.url("migrate"))
     owner = open_database(server.url("migrate"))
     installation = install(owner, server.url("migrate"), tmp_path)
-    forks, text = Forks(), Mailbag(7).text()
+    forks, number = Forks(), "+85500000001"
+    texts = [
+        a_text("A boy of fourteen works at the Golden Lotus Hotel in Siem Reap.", number, sid="SM" + "1" * 32),
+        # What walls a case off takes seals and names away, and the public process alone hears it.
+        a_text("The police chief takes money from the owner of the hotel for the boy.", number, sid="SM" + "2" * 32),
+    ]
     try:
         for kind in ("public", "staff"):
             process = Process(forks, installation, kind, settings={"HOTLINE_DATABASE_URL": server.url(kind)}).started()
-            assert kind == "staff" or text.thanked(ask_raw(process.port, text.request))
+            assert kind == "staff" or all(text.thanked(ask_raw(process.port, text.request)) for text in texts)
             process.stop()
     finally:
         forks.close()
@@ -187,7 +192,10 @@ def test_each_process_does_its_work_under_its_own_role_and_can_do_no_more(server
     with connect(server.url("public")) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute("DELETE FROM message")
     with connect(server.url("migrate")) as connection:
-        assert connection.execute("SELECT count(*) FROM message").fetchone() == (1,)
+        assert connection.execute("SELECT count(*) FROM message").fetchone() == (2,)
+        assert connection.execute("SELECT walled, (SELECT count(*) FROM keyed_name) FROM case_file").fetchall() == [
+            (True, 0)
+        ]
         connection.execute("CREATE TABLE mine (a int)")  # the control: it is the role that decides
 
 
