@@ -127,7 +127,7 @@ def recall(
     for row in own:
         names[Trace(row.kind)].add(row.name)
     names[Trace.PLACE] |= {name for name in (found.place, found.place_anywhere) if name is not None}
-    names[Trace.SUSPECT] |= {found.suspect} - {None}  # type: ignore[arg-type]
+    names[Trace.SUSPECT] |= {name for name in (found.suspect,) if name is not None}
     names[Trace.SILENT] = {boxes.silent_name(keys.sketch, contact)} if found.silent and contact else set()
     counted: dict[str, str | int] = {}
     for kind in (Trace.PLACE, Trace.SUSPECT):
@@ -167,15 +167,16 @@ def _independent(found: Iterable[_Sighting], tip: UUID | None, contact: UUID | N
 
     A tip without a contact is nobody else's: only the ten minutes tell it from another.
     """
-    known = {contact} - {None}
+    known = {contact}
     last: datetime | None = None
     count = 0
     for sighting in sorted(found, key=lambda each: (each.at, each.tip)):
-        if sighting.tip == tip or sighting.contact in known or abs(sighting.at - told) <= APART:
+        repeated = sighting.contact is not None and sighting.contact in known
+        if sighting.tip == tip or repeated or abs(sighting.at - told) <= APART:
             continue
         if last is not None and sighting.at - last <= APART:
             continue
-        known |= {sighting.contact} - {None}
+        known.add(sighting.contact)
         last = sighting.at
         count += 1
     return count

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from threading import Barrier, Thread
 from uuid import UUID, uuid4
 
@@ -13,7 +14,7 @@ from service import cases
 from service.ledger.events import EventType
 from service.models import Case, CaseSeal, LedgerEvent, LedgerField
 from service.triage import ASKS
-from tests.builders import World
+from tests.builders import NOW, World, a_number, a_tip, the_case
 from tests.dashboards.builders import ACCOUNT, Browser, Clockwork, Page, a_case, a_record
 
 Browse = Callable[..., Browser]
@@ -74,6 +75,17 @@ def test_each_fact_says_who_said_it_and_what_is_unknown_is_asked(browse: Browse,
     assert "Kind of place Home Worked out from what is stored" in text
     assert "Can still reach children Unknown Ask" in text
     assert f"Ask next {ASKS['suspect_access'].en} {ASKS['recency'].en}" in text
+
+
+def test_a_repeat_that_raised_the_level_is_said_in_words(browse: Browse, world: World) -> None:
+    words = "A boy of fourteen works in the kitchen at the Golden Lotus Hotel in Siem Reap."
+    days = [timedelta(days=days) for days in (3, 2, 1, 0)]
+    receipts = world.receive(*(a_tip(words, received_at=NOW - ago, sender=a_number()) for ago in days))
+
+    texts = [browse("screener").open(f"/cases/{the_case(world, receipt.tip).id}").text for receipt in receipts]
+
+    said = "3 separate tips about this place in 90 days"
+    assert [said in text for text in texts] == [False, False, False, True]
 
 
 def test_a_level_that_the_newest_message_would_lower_says_that_it_stays(browse: Browse, world: World) -> None:

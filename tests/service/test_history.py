@@ -365,6 +365,19 @@ def test_a_case_that_is_walled_later_takes_its_names_with_it(world: World) -> No
     assert told(world, AT_THE_LOTUS).level == "P3"
 
 
+def test_a_name_that_was_left_behind_the_wall_is_passed_over(world: World) -> None:
+    """Should a row ever stay, or be put there, it must not tell."""
+    walled = told_daily(world, ABOUT_POLICE, 3)
+    name = boxes.place_name(world.founding.place_key, "lodging|goldenlotus|KH-17")
+    left = [
+        {"tip": receipt.tip, "number": 1, "kind": "place", "name": name, "at": NOW - timedelta(days=n + 1)}
+        for n, receipt in enumerate(walled)
+    ]
+    write(world.sessions, lambda tx: tx.insert(KeyedName, left))
+
+    assert told(world, AT_THE_LOTUS).level == "P3"
+
+
 def test_a_closure_behind_the_wall_tells_nobody(world: World) -> None:
     number = a_number()
     closed = told(world, AT_THE_LOTUS, timedelta(days=20), sender=number)
