@@ -284,6 +284,7 @@ EVENTS: Mapping[str, str] = {
     EventType.CASE_RELEASED: mark("Given back; open again with its first deadline"),
     EventType.CASE_UNIT_SEALED: mark("Handed on to {unit}"),
     EventType.CASE_WALL_RAISED: mark("Behind the wall: only integrity and oversight read it now"),
+    EventType.CLOSURE_EFFECTIVE: mark("The case was closed"),
     EventType.TIP_SEALED: mark("First account sealed; it never changes"),
     EventType.TIP_MESSAGE: mark("A further message arrived"),
     EventType.DECISION_MADE: mark("Rules decided {level}"),
