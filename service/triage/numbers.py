@@ -143,9 +143,8 @@ def _amount(
     if says == "thing":
         return None
     children = _near(children, start)
-    near = _child_before(text, start, children) or (
-        YOUNGEST_KIN <= value < ADULT and _child_before(text, start, _near(kin, start))
-    )
+    kin_before = YOUNGEST_KIN <= value < ADULT and _child_before(text, start, _near(kin, start))
+    near = kin_before or _child_before(text, start, children)
     own = _OWN.search(window) is not None
     if led == "grade":
         return Amount("grade", start, end, value, own) if 1 <= value <= 12 else None
@@ -157,7 +156,7 @@ def _amount(
         after = right.end()
         old = led in ("age", "said") or own or near or any(0 <= first - after <= 12 for first, _ in children)
         return Amount("age", start, end, value, own) if old else None
-    if says == "persons" or _persons_follow(text, number, children):
+    if says == "persons" or (not kin_before and _persons_follow(text, number, children)):
         return _persons(text, number, children, counted=says == "persons")
     if led == "said" or (value <= OLDEST_ALONE and (led == "age" or (near and value > 1))):
         return Amount("age", start, end, value, own)

@@ -1,7 +1,7 @@
 """Our own invented tips, with labels from tests/triage/LABELLING.md: what was reached is not lost again.
 
 The author of these tips also wrote the lexicon, so the figures say nothing about tips of others. `held_out` was scored
-before it was tuned on, `second` to `eighth` were each written and scored once before: see README.md beside them.
+before it was tuned on, `second` to `ninth` were each written and scored once before: see README.md beside them.
 """
 
 import json
@@ -25,7 +25,8 @@ FLOORS = {
     "fifth": (0.98, 0.97, 0.85, 0.02),
     "sixth": (0.95, 0.90, 0.90, 0.07),
     "seventh": (0.95, 0.93, 0.78, 0.03),
-    "eighth": (0.98, 0.93, 0.72, 0.03),
+    "eighth": (0.98, 0.93, 0.80, 0.03),
+    "ninth": (0.85, 0.90, 0.65, 0.06),
 }
 
 
