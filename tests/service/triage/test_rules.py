@@ -65,7 +65,6 @@ def test_swapping_at_least_and_at_most_is_noticed() -> None:
     ("known", "calm", "rule_id"),
     [
         ({"violence": "yes", "recency": "recent", "place_known": "yes"}, {"suspect_access": "none"}, "R011"),
-        ({"settlement": "paid"}, {"suspect_status": "dead"}, "R015"),
         ({"violence": "yes", "victims": 3}, {"second_hand": "yes"}, "R016"),
         ({"trafficking": "yes"}, {"second_hand": "yes"}, "R022"),
         ({"violence": "yes", "suspect_role": "teacher"}, {"second_hand": "yes"}, "R013"),
@@ -76,6 +75,16 @@ def test_what_the_labelling_guide_calls_no_longer_urgent(
 ) -> None:
     assert rule_id in {reason.id for reason in decided(ruleset, facts(**known)).fired}
     assert rule_id not in {reason.id for reason in decided(ruleset, facts(**known, **calm)).fired}
+
+
+@pytest.mark.parametrize("calm", [{"suspect_status": "dead"}, {"suspect_access": "none"}, {"second_hand": "yes"}])
+def test_nothing_makes_a_settlement_less_than_p2(ruleset: Ruleset, calm: dict[str, str]) -> None:
+    settled = decided(ruleset, facts(settlement="paid", **calm))
+    without = decided(ruleset, facts(settlement="none", **calm))
+
+    assert settled.level == "P2"
+    assert "R015" in {reason.id for reason in settled.fired}
+    assert without.level == "P3"
 
 
 def test_hearsay_with_place_and_person_known_stays_urgent(ruleset: Ruleset) -> None:
