@@ -47,9 +47,23 @@ KHMER_SLIPS: Mapping[str, tuple[str, ...]] = {
 
 _HEAD = {"lexicon", "version", "authors", "approved_by", "spellings", "ordinary_words"}
 _KEYS = {"id", "terms", "of", "not_in", "sets", "needs", "unless", "anywhere", "nowhere", "within", "close", "time"}
-_KEYS |= {"under_if", "doubt", "rank", "denied_by", "grammar", "reach", "when", "number", "examples", "reviewed"}
+_KEYS |= {
+    "does",
+    "after",
+    "not_after",
+    "under_if",
+    "doubt",
+    "rank",
+    "denied_by",
+    "grammar",
+    "reach",
+    "when",
+    "number",
+    "examples",
+    "reviewed",
+}
 # Concepts whose positions service.triage.suggest asks for, beside those that set a fact.
-_WATCHED = ("child", "children", "baby", "here", "young_kin")
+_WATCHED = ("child", "children", "baby", "here", "young_kin", "other_doer", "done_by")
 
 _Row: TypeAlias = Mapping[str, Plain]
 
@@ -67,6 +81,11 @@ class When:
     recency: str = ""
     access: bool = False
     weekday: int | None = None
+
+    @property
+    def says_when(self) -> bool:
+        """Whether it says more than past or future."""
+        return self.tense not in ("future", "past") or self.hours is not None or self.recency != ""
 
 
 Masks: TypeAlias = tuple[int, int]
@@ -94,6 +113,9 @@ class Concept:
     nowhere: Masks = (0, 0)
     within: str = SCOPES[0]
     close: tuple[tuple[int, ...], ...] = ()
+    does: tuple[tuple[int, ...], ...] = ()
+    after: tuple[int, ...] = ()
+    not_after: tuple[int, ...] = ()
     time: str = TIMES[0]
     under_if: bool = False
     doubt: bool = False
@@ -184,6 +206,8 @@ def load_lexicon(folder: Path) -> Lexicon:
         terms.add(number, row, "not_in")
     watched = frozenset(numbers[name] for name in _WATCHED if name in numbers)
     watched |= {max(number, ~number) for concept in concepts for group in concept.close for number in group}
+    watched |= {number for concept in concepts for group in concept.does for number in group}
+    watched |= {number for concept in concepts for number in (*concept.after, *concept.not_after)}
     uses: dict[tuple[tuple[int, str], ...], Use] = {}
     for term_of in map(tuple, terms.found.values()):
         if term_of not in uses:
@@ -328,6 +352,9 @@ def _concept(row: _Row, numbers: Mapping[str, int], groups: tuple[int, ...]) -> 
         nowhere=_masks(_named(row, "nowhere"), numbers, row),
         within=_choice(row, "within", SCOPES),
         close=tuple((*bits(yes), *(~number for number in bits(no))) for yes, no in _groups(row, "close", numbers)),
+        does=tuple(tuple(bits(yes)) for yes, _ in _groups(row, "does", numbers)),
+        after=tuple(bits(_masks(_named(row, "after"), numbers, row)[0])),
+        not_after=tuple(bits(_masks(_named(row, "not_after"), numbers, row)[0])),
         time=_choice(row, "time", TIMES),
         under_if=_choice(row, "under_if", ("no", "yes")) == "yes",
         doubt=_choice(row, "doubt", ("no", "yes")) == "yes",

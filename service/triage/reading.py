@@ -19,6 +19,8 @@ PHNOM_PENH = timezone(timedelta(hours=7))
 TODAY_HOURS = 12
 NEAR = 40
 PHRASE, SHORT_PHRASE = 24, 8
+# How far the verb stands from who does it, in Latin letters and in writing without blanks.
+DEED, SHORT_DEED = 48, 32
 CLUSTERS_DENIED = 12
 WORDS_DENIED = 4
 ADJACENT = 6
@@ -27,6 +29,12 @@ TODAY_IS = 12
 
 _CLAUSE_END = re.compile(r"(?:[។៕!?;\n。…]|\.(?!\w))[\s។៕!?;.。…]*")
 _KHMER_LETTER = re.compile("[\u1780-\u17d3]")
+# What may stand between "told" and the one who is told.
+_DETERMINERS = re.compile(
+    r"\s*(?:(?:the|a|an|my|our|his|her|their|your|this|that|one|two|three|four|five|some|several|many|any|local|chief|le|la|les|l'|un|une|mon|ma|des|du|de|"
+    r"dem|den|der|die|das|einem|einen|einer|lok|ta|srok|លោក|លោកស្រី|បង|តា|ពួក|ខាង|នៅ|អ្នក)\s*)*$"
+)
+_LEADS = 16
 
 
 class Hit(NamedTuple):
@@ -82,14 +90,14 @@ class Reading:
         """The words of time for a hit: its clause's, else those of the clause before, else as far as `within` goes.
 
         Khmer writes long stretches without an end: of several words of time near a Khmer hit the nearest counts, and
-        a mere "will" only if there is no other.
+        a mere "will" or "since" only if there is no other.
         """
         own = self.whens.get(hit.clause)
         if within == "phrase":
             far = SHORT_PHRASE if NO_EDGES.match(self.text[hit.start]) else PHRASE
             return [when for position, when in own or () if _distance(hit, position) <= far]
         if own is not None and len(own) > 1 and _KHMER_LETTER.match(self.text[hit.start]):
-            clear = [item for item in own if item[1].tense != "future" or item[1].hours is not None] or own
+            clear = [item for item in own if item[1].says_when] or own
             distance, nearest = min((_distance(hit, position), number) for number, (position, _) in enumerate(clear))
             own = [clear[nearest]] if distance <= NEAR else clear
         if own is None and within != "clause":
@@ -117,17 +125,59 @@ class Reading:
                     return True
         return False
 
-    def _nearest(self, hit: Hit, number: int) -> Sequence[Hit]:
+    def led_by(self, hit: Hit, group: Iterable[int]) -> bool:
+        """Whether one of the concepts of `group` ends right before `hit`, but for a "the" or "my"."""
+        for number in group:
+            for other in self._nearest(hit, number) if number in self.hits else ():
+                if 0 <= hit.start - other.end <= _LEADS and _DETERMINERS.match(self.text[other.end : hit.start]):
+                    return True
+        return False
+
+    def does(self, hit: Hit, group: Iterable[int]) -> bool:
+        """Whether one of the concepts of `group` is what the person of `hit` does to somebody.
+
+        Its verb follows in the same clause, or comes before a "by"; no other doer and no child stands between, and
+        whom the verb concerns next is no other grown person.
+        """
+        number = self.lexicon.number
+        doers = [each for each in self._nearest(hit, number["other_doer"], many=MANY) if each.clause == hit.clause]
+        children = [each for each in self._nearest(hit, number["child"], many=MANY) if each.clause == hit.clause]
+        far = DEED if self.text[hit.start].isascii() else SHORT_DEED
+        passive = self.led_by(hit, (number["done_by"],))
+        for each in group:
+            for deed in self._nearest(hit, each, many=MANY) if each in self.hits else ():
+                if deed.clause != hit.clause or deed.denied:
+                    continue
+                first, last = (deed.end, hit.start) if passive else (hit.end, deed.start)
+                if not 0 <= last - first <= far:
+                    continue
+                if any(first <= other.start < last for other in (doers if passive else (*doers, *children))):
+                    continue
+                if passive or not self._concerns_another(deed, doers, children):
+                    return True
+        return False
+
+    def _concerns_another(self, deed: Hit, doers: Iterable[Hit], children: Iterable[Hit]) -> bool:
+        """Whether the next person after a verb is grown and no child."""
+        grown = min((each.start for each in doers if each.start >= deed.end), default=None)
+        young = min((each.start for each in children if each.end > deed.start), default=None)
+        return grown is not None and grown - deed.end <= PHRASE and (young is None or grown < young)
+
+    def _nearest(self, hit: Hit, number: int, many: int = FEW) -> Sequence[Hit]:
         """The few hits of a concept that stand around `hit`."""
         if number not in self._sorted:
-            self._sorted[number] = sorted(self.hits[number])
+            self._sorted[number] = sorted(self.hits.get(number, ()))
         found = self._sorted[number]
         at = bisect_right(found, hit.start, key=itemgetter(0))
-        return found[max(0, at - FEW) : at + FEW]
+        return found[max(0, at - many) : at + many]
 
-    def add_when(self, position: int, when: When) -> None:
-        """Enter a word of time; a clause that is stuffed with them keeps the first."""
+    def add_when(self, position: int, when: When, end: int = 0) -> None:
+        """Enter a word of time; a clause that is stuffed with them keeps the first.
+
+        end: of words that count the time; what stands inside them ("months ago" in "five months ago") says nothing.
+        """
         found = self.whens.setdefault(bisect_right(self.clause_ends, position), [])
+        found[:] = [item for item in found if not position <= item[0] < end]
         if len(found) < MANY:
             found.append((position, when))
 
@@ -395,7 +445,7 @@ def _durations(reading: Reading, received_at: datetime | None) -> None:
             years = 2 if received_at is None else received_at.astimezone(PHNOM_PENH).year - amount.value
             when = When("past", recency="historic" if years >= 2 else "past") if years >= 0 else None
         if when is not None:
-            reading.add_when(amount.start, when)
+            reading.add_when(amount.start, when, amount.end)
 
 
 def _young(reading: Reading) -> None:

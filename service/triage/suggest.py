@@ -150,6 +150,12 @@ def _apply(concept: Concept, hits: Iterable[Hit], reading: Reading, draft: _Draf
             continue
         if concept.close and not all(reading.close(hit, group) for group in concept.close):
             continue
+        if concept.not_after and reading.led_by(hit, concept.not_after):
+            continue
+        if concept.after and not reading.led_by(hit, concept.after):
+            continue
+        if concept.does and not all(reading.does(hit, group) for group in concept.does):
+            continue
         for name, value in concept.sets:
             if value == HOURS:
                 hours = [when.hours for when in reading.when(hit, "text") if when.hours is not None]
