@@ -62,6 +62,7 @@ _KEYS |= {
     "examples",
     "reviewed",
 }
+_DISTRICTS = "districts."
 # Concepts whose positions service.triage.suggest asks for, beside those that set a fact.
 _WATCHED = ("child", "children", "baby", "here", "young_kin", "other_doer", "done_by")
 
@@ -141,7 +142,8 @@ class Lexicon:
     """A loaded lexicon, immutable; `content_hash` names it.
 
     number: of each concept by id. closures: of each concept itself and its groups, as bits. setters, harms: as bits,
-    the concepts that set a fact, and those that set a harm. places: those that set a province, a venue.
+    the concepts that set a fact, and those that set a harm. places: those that set a province, a venue. districts: the
+    names of districts.
     venues: by kind of place the concept of it, as in `closures`.
     """
 
@@ -162,6 +164,7 @@ class Lexicon:
             str(concepts[number].sets[0][1]): self.closures[number]
             for number in bits(_setting(concepts, ("venue_type",)))
         }
+        self.districts = sum(1 << number for name, number in self.number.items() if name.startswith(_DISTRICTS))
         self.places = {name: _setting(concepts, (name,)) for name in ("province", "venue_type")}
 
     def unreviewed(self) -> int:
@@ -328,7 +331,7 @@ def _districts() -> list[_Row]:
 def _by_province() -> list[_Row]:
     return [
         {
-            "id": f"districts.{code}",
+            "id": f"{_DISTRICTS}{code}",
             "sets": {"fact": "province", "to": code},
             "rank": "2",
             "terms": {language: list(found) for language, found in names.items()},

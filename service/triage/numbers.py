@@ -154,7 +154,8 @@ def _amount(
         return Amount("age", start, end, value, own)
     if right is not None and right["unit"]:
         after = right.end()
-        old = led in ("age", "said") or own or near or any(0 <= first - after <= 12 for first, _ in children)
+        young = value >= YOUNGEST_KIN and any(0 <= first - after <= 12 for first, _ in children)
+        old = led in ("age", "said") or own or near or young
         return Amount("age", start, end, value, own) if old else None
     if says == "persons" or (not kin_before and _persons_follow(text, number, children)):
         return _persons(text, number, children, counted=says == "persons")

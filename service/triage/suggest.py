@@ -26,8 +26,10 @@ _REPORTS = frozenset(
 _COUNTED = frozenset((*NOW, *HARMS, "child_labour", "material_shared", "suspect_leaving"))
 _ABOUT_CHILDREN = frozenset(("child_involved", "adult_survivor", "self_harm"))
 _NOTHING = frozenset(("no", "none"))
-# What stands before a place that somebody goes to.
+# What stands before a place that somebody goes to, and one that somebody comes from.
 _BOUND_FOR = ("ទៅ", " to", " towards", " toward", " tov", " vers", " nach", " đi", "去", "到", " в сторону")
+_COMES_FROM = ("មកពី", "អ្នកស្រុក", "ស្រុកកំណើត", " from", " mok pi", " aus", " quê", "来自", "มาจาก", " из")
+_FROM = 2
 _CARE = {"orphanage", "residential_care"}
 _OVER = frozenset(("custody", "dead"))
 _RECENCY_RANK = {"past": 0, "historic": 1, "recent": 2, "now": 3}
@@ -286,10 +288,24 @@ def _scope(reading: Reading, draft: _Draft) -> None:
     kinds = draft.values("message_kind")
     if "other_matter" in kinds and draft.values("child_involved") == {"no"}:
         draft.words["message_kind"].pop("other_matter")
+    if _declared_test(reading):
+        draft.drop((*NOW, *HARMS, *_LABOUR, *_REPORTS, *_CONCERNS, "venue_type", "recency"))
+        draft.words["message_kind"] = {"test": draft.words["message_kind"].get("test", [])}
+    if "retraction" in kinds:
+        draft.drop(("suspect_foreign", "suspect_role"))
     if "retraction" in kinds or ("thanks" in kinds and _is_over(draft)):
         draft.drop((*HARMS, *_LABOUR, "recency"))
     if draft.stands(_REPORTS) or ("question" in kinds and draft.stands(_CONCERNS)):
         draft.drop(("message_kind",))
+
+
+def _declared_test(reading: Reading) -> bool:
+    """Whether the text calls itself a test of the system that nobody need act upon: its alarming words are samples."""
+    return (
+        reading.has("test_declared")
+        and (reading.has("disregard") or reading.has("test_of"))
+        and not reading.has("they_say_test")
+    )
 
 
 def _is_over(draft: _Draft) -> bool:
@@ -300,7 +316,7 @@ def _is_over(draft: _Draft) -> bool:
 
 def _target(reading: Reading, draft: _Draft, context: Mapping[str, str]) -> None:
     """Whether the place and the person can be found."""
-    _choose("province", reading, draft)
+    _choose("province", reading, draft, placed=bool(context.get("placement_code_province")))
     _choose("venue_type", reading, draft, context.get("venue_type"))
     if draft.values("message_kind") & _NO_PLACE:
         draft.drop(("venue_type",))
@@ -315,27 +331,39 @@ def _target(reading: Reading, draft: _Draft, context: Mapping[str, str]) -> None
         draft.add("reporter_lives_at_place", "yes", here.start, here.end)
 
 
-def _choose(name: str, reading: Reading, draft: _Draft, known: str | None = None) -> None:
+def _spans(reading: Reading, concepts: int) -> list[tuple[int, int]]:
+    """Where the words of some concepts stand."""
+    return [(hit.start, hit.end) for number in bits(concepts) for hit in reading.hits.get(number, ())[:MOST_SPANS]]
+
+
+def _choose(name: str, reading: Reading, draft: _Draft, known: str | None = None, *, placed: bool = False) -> None:
     """Keep of several values of a fact that of the highest rank, then the first in the text.
 
-    Where somebody goes comes after where they are. known: what the poster says. A word that only hints at a kind of
-    place does not speak against it, and a home for children is called an orphanage or not.
+    Where somebody goes or comes from comes after where they are; the name of a district is no kind of place. known:
+    what the poster says. A word that only hints at a kind of place, or where somebody comes from, does not speak
+    against it, and a home for children is called an orphanage or not.
     """
     if name not in draft.words:
         return
     text = draft.normal.text
-    best: tuple[bool, int, int, int, Value] | None = None
+    best: tuple[int, int, int, int, Value] | None = None
     present = reading.all_affirmed | reading.all_refused
+    named = _spans(reading, present & reading.lexicon.districts) if name == "venue_type" else []
     for number in bits(present & reading.lexicon.places[name]):
         concept = reading.lexicon.concepts[number]
         value = concept.sets[0][1]
         if value in draft.words[name]:
             for hit in reading.hits.get(number, ()):
-                bound = name == "province" and text[max(0, hit.start - 12) : hit.start].rstrip().endswith(_BOUND_FOR)
+                if any(start <= hit.start and hit.end <= end for start, end in named):
+                    continue
+                before = text[max(0, hit.start - 12) : hit.start].rstrip() if name == "province" else ""
+                bound = _FROM if before.endswith(_COMES_FROM) else int(before.endswith(_BOUND_FOR))
                 order = (bound, -concept.rank, hit.start, hit.end, value)
                 if not hit.denied and (best is None or order < best):
                     best = order
     draft.drop((name,))
     if best is None or (known is not None and (-best[1] < CLEAR_PLACE or {known, best[4]} == _CARE)):
+        return
+    if placed and best[0] == _FROM:
         return
     draft.add(name, best[4], best[2], best[3])

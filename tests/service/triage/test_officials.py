@@ -80,7 +80,7 @@ def test_harm_denied_to_an_official_is_none(triage: Triage) -> None:
 
 @pytest.mark.parametrize(
     ("place", "complicit"),
-    [("in the policeman's house", True), ("near the policeman's house", False), ("in the house of the mayor", False)],
+    [("in the policeman's house", True), ("near the policeman's house", False), ("in the house of the teacher", False)],
 )
 def test_a_child_held_in_an_officials_house_speaks_of_the_official(triage: Triage, place: str, complicit: bool) -> None:
     text = f"a girl of 12 is locked up {place}"
