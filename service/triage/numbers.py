@@ -30,7 +30,8 @@ _FILLERS = _BEFORE.pop("fillers")
 _OWN = re.compile(r"(?:\bi(?:'?m| am| m)|ខ្ញុំ|ញុំ|\bknh?om|мне|\bcon|\bje (?:suis|m'appelle)|\bich bin|หนู|나는)[^.]{0,14}$")
 _CHILD_THEN_AGE = re.compile(
     r"[ ,(]*(?:of|aged?|abt|about|around|approx\.?|maybe|possibly|ca\.?|vielleicht|is|are|look|looks|like|only|just|"
-    r"ប្រហែល|ប្រហែរ|ប្រមាណ|អាយុ|តែ|ayu|prohel|[0-9]{1,3} ?(?:នាក់|neak))?[ ,(]*$"
+    r"ប្រហែល|ប្រហែរ|ប្រមាណ|អាយុ|តែ|តូច|តូចៗ|ស្រី|ប្រុស|touch|ayu|prohel|[0-9]{1,3} ?(?:នាក់|neak))?[ ,(]*"
+    r"(?:[0-9]{1,2} ?- ?)?$"
 )
 # What stands after a number, from its right edge.
 _RIGHT = re.compile(
