@@ -64,7 +64,7 @@ _KEYS |= {
 }
 _DISTRICTS = "districts."
 # Concepts whose positions service.triage.suggest asks for, beside those that set a fact.
-_WATCHED = ("child", "children", "baby", "here", "young_kin", "other_doer", "done_by")
+_WATCHED = ("child", "children", "baby", "here", "young_kin", "other_doer", "done_by", "question_tone")
 
 _Row: TypeAlias = Mapping[str, Plain]
 

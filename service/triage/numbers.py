@@ -18,6 +18,9 @@ _DIGITS = re.compile("[0-9]+")
 _LEFT_WINDOW = 26
 _SIGNS = ("$", "€")
 _NEAR_CHILD = 30
+# Grown persons, whose number is not the children's.
+_GROWN = ("បុរស", "មនុស្សប្រុស", "មនុស្ស", "ស្ត្រី", "ភ្ញៀវ", "បារាំង", "ប៉ូលិស", "ទាហាន", "គ្រូ", "បរទេស", "ចិន", "គ្រួសារ", "ម្តាយ", "អ្នក")
+_GROWN += ("មេ", "ថៅកែ", "barang", "pnhiev", "phnheav", "police", "mnus", "neak")
 
 
 def _leads(path: Path) -> dict[str, tuple[str, ...]]:
@@ -220,6 +223,10 @@ def _persons_follow(text: str, number: Number, children: Sequence[tuple[int, int
 
 
 def _persons(text: str, number: Number, children: Sequence[tuple[int, int]], *, counted: bool) -> Amount | None:
-    if counted and not any(0 <= number.start - end <= 14 or 0 <= start - number.end <= 14 for start, end in children):
-        return None
+    if counted:
+        before = text[max(0, number.start - _LEFT_WINDOW) : number.start].rstrip()
+        if before.endswith(_GROWN) or not any(
+            0 <= number.start - end <= _NEAR_CHILD or 0 <= start - number.end <= 14 for start, end in children
+        ):
+            return None
     return Amount("persons", number.start, number.end, number.value) if number.value else None

@@ -1,8 +1,10 @@
 """Text to facts (triage.md section 3): what a person may have meant, for a person to confirm. Pure."""
 
+import re
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 
 from service.triage.facts import FACTS, HARMS, NOW, Fact, Source, Value
 from service.triage.language import spoken
@@ -32,6 +34,12 @@ _COMES_FROM = ("មកពី", "អ្នកស្រុក", "ស្រុក�
 _FROM = 2
 _CARE = {"orphanage", "residential_care"}
 _OVER = frozenset(("custody", "dead"))
+_ASKING = re.compile("[?？]")
+# What stands between the ages of two children, and not between the bounds of one child's age.
+_LISTED = re.compile(r"\s*(?:[,&+]|and|និង|et|und|và|y/?o|yo|yrs?|ឆ្នាំ)?(?:\s|[,&+]|and|និង)+")
+# Facts without which a message that asks something is only a question.
+_TOLD = (*_LABOUR, *_CONCERNS, "orphanage_tourism", "registration", "adult_survivor", "child_safe_now", "tour_offered")
+_TOLD += ("suspect_status", "suspect_leaving", "suspect_access", "reported_before", "second_hand", "online_abuse")
 _RECENCY_RANK = {"past": 0, "historic": 1, "recent": 2, "now": 3}
 
 
@@ -234,6 +242,11 @@ def _count(reading: Reading, draft: _Draft, original: str) -> None:
         draft.add("victims", min(amount.value, 100_000), amount.start, amount.end)
     if counted:
         return
+    ages = [amount for amount in reading.amounts if amount.kind == "age" and amount.value < ADULT]
+    for first, second in pairwise(ages):
+        listed = _LISTED.fullmatch(reading.text, first.end, second.start) is not None
+        if listed or (first.own != second.own and first.value != second.value):
+            draft.add("victims", 2, first.start, second.end)
     several = [hit for hit in reading.of("children") if not hit.denied]
     for hit in reading.of("child") if REPEAT in original else ():
         _, end = draft.normal.original(hit.start, hit.end)
@@ -297,6 +310,22 @@ def _scope(reading: Reading, draft: _Draft) -> None:
         draft.drop((*HARMS, *_LABOUR, "recency"))
     if draft.stands(_REPORTS) or ("question" in kinds and draft.stands(_CONCERNS)):
         draft.drop(("message_kind",))
+    elif not draft.values("message_kind") and (at := _asks(reading, draft)) is not None:
+        draft.add("message_kind", "question", at, at + 1, hedged=True)
+
+
+def _asks(reading: Reading, draft: _Draft) -> int | None:
+    """Where a text that tells of nobody and of nothing asks something; None if it does not.
+
+    Somebody who tells of a child speaks of a person, of a harm, or of work or a place; a question to the service of none.
+    """
+    if draft.stands(frozenset(_TOLD)) or draft.yes("reporter_is_child") or reading.has("suspect_man"):
+        return None
+    if reading.has("help_word") or reading.has("plea_now") or any(reading.of("child")) and reading.has("screams"):
+        return None
+    hits = [hit for hit in reading.of("question_tone") if not hit.denied]
+    at = min([hit.start for hit in hits] + [match.start() for match in _ASKING.finditer(reading.text)][:1], default=-1)
+    return at if at >= 0 else None
 
 
 def _declared_test(reading: Reading) -> bool:
