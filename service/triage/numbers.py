@@ -163,7 +163,8 @@ def _amount(
         return Amount("age", start, end, value, own) if old else None
     if says == "persons" or (not kin_before and _persons_follow(text, number, children)):
         return _persons(text, number, children, counted=says == "persons")
-    if led == "said" or (value <= OLDEST_ALONE and (led == "age" or (near and value > 1))):
+    few = value < YOUNGEST_KIN and not text[start].isdigit()
+    if led == "said" or (value <= OLDEST_ALONE and (led == "age" or (near and value > 1 and not few))):
         return Amount("age", start, end, value, own)
     return None
 

@@ -401,6 +401,8 @@ def _longest(text: str, numbers: Sequence[Number]) -> list[Number]:
     for number in sorted(numbers, key=lambda number: (number.start, -number.end)):
         if not kept or number.start >= kept[-1].end:
             tens = kept[-1] if kept else None
+            if tens is not None and tens.end == number.start and NO_EDGES.match(text[number.start]):
+                continue  # 十三四 is thirteen or fourteen
             if tens is not None and _are_one(text, tens, number):
                 kept[-1] = Number(tens.start, number.end, tens.value + number.value)
             else:
