@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 from sqlmodel import col
 
 from commands.serve import open_ready_database, read_deck, read_relay, refuse_foreign_secrets
-from service import cases, ladder, logs, metrics
+from service import cases, ladder, logs, mailbox, metrics
 from service.config import Settings, read_secret, settings_from_environment
 from service.copies import Copies
 from service.db import Sessions, write
@@ -127,6 +127,7 @@ class Worker:
             "leases": _Duty(self.end_claims, 1.0),
             "unclear": _Duty(partial(self.relay.look_for_unclear, stop), 5.0),
             "reports": _Duty(partial(self.relay.take_reports, stop), 1.0),
+            "statuses": _Duty(partial(self.show_changes, stop), 60.0),
             "copies": _Duty(partial(self.clear_copies, stop), 20.0),
         }
         threads = [threading.Thread(target=duty.repeat, args=(name, stopping)) for name, duty in duties.items()]
@@ -152,6 +153,10 @@ class Worker:
     def end_claims(self) -> None:
         """End claims that ran out."""
         cases.lapse_leases(self.sessions, self.watch.ledger, self.now())
+
+    def show_changes(self, stopping: Callable[[], bool]) -> None:
+        """Let tipsters with a return code see what has changed, when its time has come."""
+        mailbox.show_changes(self.sessions, self.watch.ledger, self.watch.row_key, self.now(), stopping)
 
     def clear_copies(self, stopping: Callable[[], bool]) -> None:
         """Delete at the provider what is stored here."""

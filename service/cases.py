@@ -47,6 +47,7 @@ TELLING = ("record", "fact", "value")  # fields of events that tell what a case 
 STANDING = text("lowering.state IN ('proposed', 'approved')")  # a proposal that has not ended, as its index says it
 log = structlog.get_logger("cases")
 
+QUIET = ("clock:", "message:", "content:", "tip:status:", "tip:challenge:")  # events that move no case: see `unmoved`
 HOT_FLAGS = ("settlement_attempt", "child_self_report", "leaving_country")
 NO_AGE = 99
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -122,10 +123,10 @@ def unmoved(tx: Session, case: Case, version: int) -> None:
     """Return if nobody has done anything with the case, and nothing has come, since `version` was shown.
 
     A clock's step, a text that was sent and an opening are no reason to refuse a claim: the page at five minutes must
-    not make the claim at five minutes fail. Raises CaseMoved.
+    not make the claim at five minutes fail. Nor may a refusal tell that a tipster has complained. Raises CaseMoved.
     """
     since = and_(col(LedgerEvent.case) == case.chain, col(LedgerEvent.seq) > version)
-    quiet = or_(*(col(LedgerEvent.type).startswith(subject) for subject in ("clock:", "message:", "content:")))
+    quiet = or_(*(col(LedgerEvent.type).startswith(subject) for subject in QUIET))
     if version > case.version or tx.scalar(select(exists().where(since, not_(quiet)))):
         raise CaseMoved("The case has changed since this page was shown.")
 

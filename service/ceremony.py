@@ -138,6 +138,11 @@ def worker_files(directory: Path) -> dict[str, str]:
     return {f"HOTLINE_{setting}_FILE": str(directory / name) for setting, name in names.items()}
 
 
+def public_files(directory: Path) -> dict[str, str]:
+    """Return the settings that name what the public process alone may read, of the files that `write_files` wrote."""
+    return {"HOTLINE_CODE_PEPPER_FILE": str(directory / "code.pepper")}
+
+
 def _worker_files(founding: Founding) -> list[tuple[str, str]]:
     return [
         ("relay.key", founding.relay_private.hex()),

@@ -72,11 +72,19 @@ def claim_clock_row(case: UUID, level: str, due_at: datetime, target: timedelta,
     return clock_row(case, ClockKind.CLAIM, due_at, set_by) | ladder
 
 
+def challenge_clock_row(case: UUID, now: datetime, due_at: datetime) -> dict[str, Any]:
+    """Return the row of a challenge's clock: oversight is told at once, every oversight unit when it lapses."""
+    ladder = {"span": 0, "step": int(Step.OVERSIGHT), "next_at": now}
+    return clock_row(case, ClockKind.CHALLENGE, due_at, EventType.CHALLENGE_RAISED) | ladder
+
+
 def next_due(tx: Session, case: Case) -> tuple[datetime, str]:
-    """Return the earliest running deadline of a case, and its kind. Every open case has one."""
-    clock = tx.scalars(
-        select(Clock).where(col(Clock.case) == case.id, RUNNING).order_by(col(Clock.due_at)).limit(1)
-    ).one()
+    """Return the earliest running deadline of a case, and its kind. Every open case has one.
+
+    A tipster's challenge is not among them: who works the case must not see it (casework.md section 13).
+    """
+    ours = and_(RUNNING, col(Clock.kind) != ClockKind.CHALLENGE)
+    clock = tx.scalars(select(Clock).where(col(Clock.case) == case.id, ours).order_by(col(Clock.due_at)).limit(1)).one()
     return clock.due_at, clock.kind
 
 

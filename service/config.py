@@ -53,6 +53,11 @@ class Settings(BaseSettings):
     phone_pepper_epoch: int = 1
     place_key_file: Path | None = None
     sketch_key_file: Path | None = None
+    code_pepper_file: Path | None = None
+    code_pool: int = 500
+    """How many finished return codes a public process keeps in memory; 0 gives none out."""
+    code_rate: float = 5.0
+    """Return codes that a public process looks up in a second: its share of the whole site's 5."""
 
     emergency_numbers: Annotated[tuple[str, ...], NoDecode] = ("1280 Child helpline", "117 Police")
     ruleset_file: Path = ROOT / "service" / "triage" / "rules" / "kh-hotline-triage.yaml"

@@ -31,6 +31,7 @@ from service.ledger.events import (
     new_chain,
     utc_seconds,
 )
+from service.mailbox import mailbox_row
 from service.models import (
     RANK,
     Case,
@@ -43,6 +44,7 @@ from service.models import (
     Contact,
     KeyedName,
     Level,
+    Mailbox,
     Message,
     OutboxJob,
     State,
@@ -55,6 +57,7 @@ from service.vault import boxes, envelope
 from service.vault.cards import Card, Cards, RelayKey
 from service.vault.contacts import contact_row, new_contact
 from service.vault.envelope import Kind
+from service.vault.mailbox import Prepared, tag
 
 log = structlog.get_logger("draft")
 
@@ -71,7 +74,8 @@ class IncomingTip:
     provider, kind, delivery: name the delivery; the same three mean the same message. sender: E.164 or None.
     stated: facts from a form or keypad. context: what the channel knows without reading (placement, kind of place).
     reply_allowed: what the tipster said about being answered; None when nothing was said. media: files announced
-    and not fetched. late: found after an outage.
+    and not fetched. late: found after an outage. mailbox: of the return code that the tipster asked for. returning:
+    the tip whose code was typed; the words join it.
     """
 
     channel: Channel
@@ -86,6 +90,8 @@ class IncomingTip:
     reply_allowed: bool | None = None
     media: int = 0
     late: bool = False
+    mailbox: Prepared | None = None
+    returning: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +138,16 @@ class Draft:
     rows: Sequence[tuple[Any, list[dict[str, Any]]]]
 
 
-def draft_tip(desk: Reception, tip: IncomingTip, heard: Heard, anchor: Anchor, *, known: UUID | None = None) -> Draft:
+def draft_tip(
+    desk: Reception, tip: IncomingTip, heard: Heard, anchor: Anchor, *, known: UUID | None = None, walled: bool = False
+) -> Draft:
     """Return everything a new tip will be, sealed. Pure but for randomness; never raises for odd words.
 
-    known: its contact, where that is stored already.
+    known: its contact, where that is stored already. walled: behind the wall whatever its own words say.
     """
     minute, found = minute_of(tip), heard.found
     hour = minute.replace(minute=0)
-    walled = WALL_ROUTE in found.decision.routes
+    walled = walled or WALL_ROUTE in found.decision.routes
     readers = readers_of(desk, walled)
     case, tip_id, message_id, chain = uuid4(), uuid4(), uuid4(), new_chain()
     private, public = boxes.keypair()
@@ -152,7 +160,7 @@ def draft_tip(desk: Reception, tip: IncomingTip, heard: Heard, anchor: Anchor, *
     rules = desk.triage.ruleset.content_hash
     events = [
         _opened(tip, readers, minute, claim_by, act_by),
-        words_sealed(EventType.TIP_SEALED, tip, tip_id, sealed, public, minute, claim_by),
+        words_sealed(EventType.TIP_SEALED, tip, tip_id, sealed, public, minute, claim_by, tag=_first_tag(tip)),
         decision_event(found.decision, minute, claim_by, StateClass.OPEN, seal_to),
     ]
     chained = chain_events(desk.ledger, chain, -1, NO_EVENT, events, anchor)
@@ -166,6 +174,7 @@ def draft_tip(desk: Reception, tip: IncomingTip, heard: Heard, anchor: Anchor, *
         (CaseSeal, [seal_row(card, case, 1, private) for card in dict.fromkeys(readers)]),
         (Contact, [contact] if contact else []),
         (Tip, [tip_row(tip, tip_id, case, sender, found.language, hour)]),
+        (Mailbox, [mailbox_row(desk.row_key, tip_id, tip.mailbox, minute)] if tip.mailbox else []),
         (Message, [message_row(desk, tip, message_id, tip_id, case, 1, 1, hour, sealed)]),
         (CaseDecision, [decision_row(case, 1, message_id, found.decision, found.facts, rules, hour, seal_to)]),
         (
@@ -257,6 +266,7 @@ def words_sealed(
     at: datetime,
     deadline: datetime,
     state: StateClass = StateClass.OPEN,
+    tag: bytes | None = None,
 ) -> NewEvent:
     """Return the event of a sealed message: what it commits to, and its exact time, both sealed to the case."""
     fields = {
@@ -264,7 +274,12 @@ def words_sealed(
         "envelope": Sealed(envelope.commitment(sealed, tip.text), public),
         "received": Sealed(utc_seconds(tip.received_at), public),
     }
-    return NewEvent(what, at, SYSTEM, state, deadline, fields)
+    return NewEvent(what, at, SYSTEM, state, deadline, fields, tag)
+
+
+def _first_tag(tip: IncomingTip) -> bytes | None:
+    """Return T_0, by which whoever has the code finds the leaf in any copy of the log (ledger.md section 9)."""
+    return tag(tip.mailbox.tag_key, 0) if tip.mailbox else None
 
 
 def readers_of(desk: Reception, walled: bool) -> tuple[Card, Card]:
@@ -365,6 +380,7 @@ def mark_of(tip: IncomingTip) -> str | None:
     form = tip.context.get("token", "good")
     if form != "good":
         marks.append(f"token:{form}")
+    marks += [f"{kind}:{tip.context[kind]}" for kind in ("answer", "after") if kind in tip.context]
     return " ".join(marks) or None
 
 

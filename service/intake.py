@@ -18,7 +18,7 @@ from sqlalchemy import select, update
 from sqlmodel import Session, col
 
 from service import history, outbox
-from service.cases import case_key_insert, case_public, change, lapse_lowering, state_class, wall
+from service.cases import case_key_insert, case_public, change, lapse_lowering, reference, state_class, wall
 from service.db import ATTEMPTS, Tx
 from service.decisions import (
     WALL_ROUTE,
@@ -91,6 +91,14 @@ class Receipt:
     level: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Closed:
+    """The closed case that a tipster came back to: what follows names it, and stays behind its wall."""
+
+    reference: str
+    walled: bool
+
+
 class GroupCommit(Protocol):
     """What intake needs of ``db.Writer``."""
 
@@ -130,11 +138,18 @@ class Intake:
         tip = replace(tip, text=storable(tip.text))
         if self._anchor_read is None or tip.received_at - self._anchor_read > ANCHOR_AGE:
             self._anchor, self._anchor_read = await self._writer.submit(read_anchor), tip.received_at
-        draft = draft_tip(self.desk, tip, await self._recalled(tip, hear(self.desk, tip)), self._anchor)
+        closed = None
+        if tip.returning is not None:
+            closed = await self._writer.submit(partial(self._closed, tip_id=tip.returning))
+        if closed is not None:
+            tip = replace(tip, context={**tip.context, "after": closed.reference})
+        walled = closed is not None and closed.walled
+        heard = await self._recalled(tip, hear(self.desk, tip))
+        draft = draft_tip(self.desk, tip, heard, self._anchor, walled=walled)
         for attempt in range(ATTEMPTS + 3):
             # The common case, a new tip from a new number, is tried blind: a uniqueness broken by it means that
             # the message or its sender is known, and only then is looked up which.
-            blind = attempt == 0 and len(self.desk.peppers) < 2
+            blind = attempt == 0 and len(self.desk.peppers) < 2 and tip.returning is None
             store = self.insert if blind else self.look_up_and_store
             try:
                 return await self._writer.submit(partial(store, draft=draft), blind=blind)
@@ -178,6 +193,8 @@ class Intake:
         stored = self._stored(tx, draft.tip)
         if stored is not None:
             return stored
+        if draft.tip.returning is not None:
+            return self._come_back(tx, draft, draft.tip.returning)
         contact = self._known_contact(tx, draft.tip.sender)
         if contact is None:
             return self.insert(tx, draft=draft)
@@ -187,6 +204,19 @@ class Intake:
             return self._follow_up(tx, draft.tip, *open_tip)
         # Whoever types another person's number into the form joins nothing and takes nothing over.
         return self._insert_for(tx, draft, contact, take_over=proven or open_tip is None)
+
+    def _come_back(self, tx: Tx, draft: Draft, tip_id: UUID) -> Receipt:
+        """Add to the tip whose code was typed. After closure the words are a new tip, with its own clocks."""
+        tip = tx.get_one(Tip, tip_id)
+        case = tx.get_one(Case, tip.case)
+        if case.state == State.CLOSED or not self._is_ours(tx, case):
+            return self.insert(tx, draft=draft)
+        return self._follow_up(tx, draft.tip, tip, case)
+
+    @staticmethod
+    def _closed(tx: Tx, *, tip_id: UUID) -> "_Closed | None":
+        case = tx.get_one(Case, tx.get_one(Tip, tip_id).case)
+        return _Closed(reference(case.id), case.walled) if case.state == State.CLOSED else None
 
     def _is_ours(self, tx: Session, case: Case) -> bool:
         """Return whether the case's public key carries our tag. A planted key gets nothing, and no tip is lost."""

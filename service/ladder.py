@@ -20,7 +20,7 @@ from service.clocks import RUNNING, Step, step_at
 from service.db import Sessions, Tx
 from service.errors import CannotOpen
 from service.ledger.events import SYSTEM, EventType, Ledger, NewEvent
-from service.models import Case, CaseSeal, Clock, JobState, OutboxJob, State
+from service.models import Case, CaseSeal, Clock, ClockKind, JobState, OutboxJob, State
 from service.outbox import never
 from service.vault.cards import Cards, UnitKind
 
@@ -99,12 +99,12 @@ def _step(tx: Tx, *, watch: Watch, clock_id: UUID, step: int, now: datetime) -> 
         return False
     clock.step, clock.next_at = step + 1, step_at(step + 1, clock.due_at, clock.span or 0)
     tx.flush()
-    _tell(tx, watch, case, f"{clock.kind}:{clock.id.hex}:{step}", step, now)
+    _tell(tx, watch, case, f"{clock.kind}:{clock.id.hex}:{step}", step, now, clock.kind)
     return True
 
 
-def _tell(tx: Tx, watch: Watch, case: Case, about: str, step: int, now: datetime) -> None:
-    """Write the outbox rows and the event of one step."""
+def _tell(tx: Tx, watch: Watch, case: Case, about: str, step: int, now: datetime, kind: str = ClockKind.CLAIM) -> None:
+    """Write the outbox rows and the event of one step. kind: of the clock; one that is no claim's is named."""
     told = on_duty(tx, watch, case, step)
     rows = [
         outbox.job(
@@ -128,7 +128,7 @@ def _tell(tx: Tx, watch: Watch, case: Case, about: str, step: int, now: datetime
         rows = [nobody | {"state": JobState.FAILED, "done_at": now}]
     tx.insert(OutboxJob, rows)
     what = EventType.CLOCK_LAPSED if step == Step.LAPSED else EventType.CLOCK_ESCALATED
-    fields = {"step": step, "told": told}
+    fields = {"step": step, "told": told} | ({} if kind == ClockKind.CLAIM else {"clock": str(kind)})
     change(tx, watch.ledger, case, [NewEvent(what, now, SYSTEM, state_class(case.state), case.due_at, fields)])
 
 

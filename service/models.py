@@ -4,7 +4,7 @@ What stands in clear here is the list of DESIGN section 5 and nothing else. `fla
 and `age` are null for a walled case, and its decision is sealed.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -114,6 +114,7 @@ class ClockKind(StrEnum):
     CLAIM = "claim"
     ACT = "act"
     LEASE = "lease"
+    CHALLENGE = "challenge"  # a tipster says that something is wrong: oversight's alone
 
 
 class LoweringState(StrEnum):
@@ -319,6 +320,48 @@ class KeyedName(SQLModel, table=True):
     kind: str = Field(primary_key=True, sa_type=Word)
     name: bytes
     at: datetime = Field(sa_type=Utc)
+
+
+class Mailbox(SQLModel, table=True):
+    """The way back of a tipster who has a return code (keys.md section 7). The code itself stands nowhere.
+
+    locator: finds it, from the code and a pepper outside the database. tag_key: K, for the tags of later leaves.
+    status, since: what the tipster sees, and from which day; next_*: what is shown from `next_at` on. number: how many
+    changes were shown. The tag is over all columns, so a planted or swapped row is refused.
+    """
+
+    id: UUID = Field(primary_key=True)
+    tip: UUID = Field(foreign_key="tip.id", unique=True)
+    locator: bytes = Field(unique=True)
+    public: bytes
+    wrapped: bytes
+    tag_key: bytes
+    status: str = Field(sa_type=Word)
+    since: date
+    next_status: str | None = Field(default=None, sa_type=Word)
+    next_since: date | None = None
+    next_at: datetime | None = Field(default=None, sa_type=Utc)
+    number: int
+    row_tag: bytes
+
+
+class Question(SQLModel, table=True):
+    """A neutral question to a tipster, sealed twice: to the case and to the mailbox (keys.md section 6.5)."""
+
+    __table_args__ = (UniqueConstraint("mailbox", "number"),)
+    id: UUID = Field(primary_key=True)
+    mailbox: UUID = Field(foreign_key="mailbox.id")
+    number: int
+    case: UUID = Field(foreign_key="case_file.id", index=True)
+    generation: int
+    asked_at: datetime = Field(sa_type=Utc)
+    header: bytes
+    seal: bytes
+    body: bytes
+    box_header: bytes
+    box_seal: bytes
+    box_body: bytes
+    row_tag: bytes
 
 
 class CaseDecision(SQLModel, table=True):
