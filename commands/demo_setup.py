@@ -94,9 +94,8 @@ def settle(folder: Path, *, public_url: str, now: datetime, say: Say) -> dict[st
     settings = Settings.model_construct(public_url=public_url)
     say("keys of all units and processes")
     founding = ceremony.found(cast.PLANS, now=now)  # of today, for a relay key lives 30 days
-    named = ceremony.write_files(
-        founding, folder / KEYS, twilio_token=token_hex(16), twilio_api_key=token_hex(16)
-    ) | ceremony.worker_files(folder / KEYS)
+    named = ceremony.write_files(founding, folder / KEYS, twilio_token=token_hex(16), twilio_api_key=token_hex(16))
+    named |= ceremony.public_files(folder / KEYS) | ceremony.worker_files(folder / KEYS)
     database_url = f"sqlite:///{folder / DATABASE}"
     migrate(database_url)
     stories = cast.read_stories()
@@ -121,6 +120,7 @@ def settle(folder: Path, *, public_url: str, now: datetime, say: Say) -> dict[st
         "HOTLINE_TWILIO_API_KEY_SID": "SK" + token_hex(16),
         "HOTLINE_TWILIO_NUMBERS": ",".join(NUMBERS),
         "HOTLINE_DUTY": json.dumps(cast.DUTY),
+        "HOTLINE_CODE_POOL": "10",
         **named,
     }
 

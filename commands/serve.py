@@ -2,12 +2,13 @@
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import prometheus_client
 import structlog
@@ -20,11 +21,15 @@ from service.errors import BadCards, BadNote, HotlineError, Misconfigured
 from service.history import NameKeys
 from service.intake import Intake, Pepper
 from service.ledger.events import Ledger
+from service.mailbox import Mailboxes
 from service.metrics import DatabaseMetrics
 from service.schema import require_schema
 from service.triage import Triage, load_ruleset
 from service.vault import boxes
 from service.vault.cards import Cards, RelayKey, check_usable, read_cards, read_relay_note
+
+if TYPE_CHECKING:
+    from webhooks.codes import Codes
 
 log = structlog.get_logger()
 
@@ -33,8 +38,8 @@ _TOKENS = ("twilio_token_file", "twilio_previous_token_file")
 _RELAY = ("relay_key_file", "relay_identity_file", "twilio_api_key_file")
 MUST_NOT_HOLD = {
     "public": _RELAY,
-    "staff": (*_TOKENS, *_RELAY, "phone_pepper_file", "phone_pepper_previous_file"),
-    "worker": _TOKENS,
+    "staff": (*_TOKENS, *_RELAY, "phone_pepper_file", "phone_pepper_previous_file", "code_pepper_file"),
+    "worker": (*_TOKENS, "code_pepper_file"),
 }
 
 
@@ -55,6 +60,8 @@ def main(arguments: list[str]) -> int:
     settings = settings_from_environment()
     if options.workers > 1 and settings.database_url.startswith("sqlite"):
         raise Misconfigured("more than one worker needs PostgreSQL: SQLite has one writer (HOTLINE_DATABASE_URL)")
+    if options.workers > 1:  # return codes are looked up five times a second by all of them together
+        os.environ["HOTLINE_CODE_RATE"] = str(settings.code_rate / options.workers)
     port = options.port or (settings.public_port if options.process == "public" else settings.staff_port)
     build: Callable[[], Any] = public if options.process == "public" else staff
     if options.process == "staff":
@@ -95,9 +102,10 @@ def public() -> Any:
     relay = read_relay(settings, cards)
     triage = Triage.load(settings.ruleset_file, settings.lexicon_dir)
     writer = Writer(sessions, group_size=settings.group_size)
+    ledger = Ledger(settings.origin, cards.monitor().public)
     intake = Intake(
         writer=writer,
-        ledger=Ledger(settings.origin, cards.monitor().public),
+        ledger=ledger,
         cards=cards,
         relay=relay,
         row_key=row_key,
@@ -115,6 +123,7 @@ def public() -> Any:
             "relay_key": relay.start <= datetime.now(UTC).date() <= relay.until,
         }
 
+    codes = read_codes(settings)
     keeping: set[asyncio.Task[None]] = set()
 
     def notice(name: str) -> None:
@@ -124,7 +133,11 @@ def public() -> Any:
 
     @asynccontextmanager
     async def lifespan(_app: Any) -> AsyncIterator[None]:
+        if codes is not None:
+            codes.start()
         yield
+        if codes is not None:
+            await codes.stop()
         writer.close()
         sessions.close()
 
@@ -132,6 +145,9 @@ def public() -> Any:
         settings,
         intake=intake,
         form_key=boxes.keyed_name(row_key, b"form token", boxes.FORM),
+        codes=codes,
+        mailboxes=Mailboxes(sessions, writer, ledger, row_key),
+        pass_key=boxes.keyed_name(row_key, b"return pass", boxes.FORM),
         health=health,
         notice=notice,
         lifespan=lifespan,
@@ -187,6 +203,20 @@ def read_peppers(settings: Settings) -> list[Pepper]:
         previous = read_secret(settings.phone_pepper_previous_file, "phone_pepper_previous_file", length=32)
         peppers.append(Pepper(epoch - 1, previous))
     return peppers
+
+
+def read_codes(settings: Settings) -> "Codes | None":
+    """Return the codes of this process; None without a code pepper: then numbers are neither given nor taken.
+
+    Raises Misconfigured.
+    """
+    from webhooks.codes import Codes, start_child
+
+    if settings.code_pepper_file is None:
+        log.warning("return_codes_closed")
+        return None
+    pepper = read_secret(settings.code_pepper_file, "code_pepper_file", length=32)
+    return Codes(partial(start_child, pepper, settings.origin), target=settings.code_pool, rate=settings.code_rate)
 
 
 def open_ready_database(settings: Settings) -> Sessions:

@@ -11,7 +11,7 @@ import phonenumbers
 from service.triage import PROVINCES
 from service.triage.facts import FACTS, Fact, Source
 
-QUESTIONS = ("what", "province", "kind", "now", "danger", "answer", "number", "token")
+QUESTIONS = ("what", "province", "kind", "now", "danger", "answer", "number", "back", "token")
 REGION = "KH"
 KH_CODE = 855
 KH_LENGTHS = (8, 9)  # without the leading 0
@@ -60,8 +60,8 @@ class Answers:
 
     @property
     def content(self) -> bytes:
-        """What was answered, in a form that is equal exactly for equal answers."""
-        asked = [name for name in QUESTIONS if name != "token"]
+        """What was told, in a form that is equal exactly for equal answers. Asking for a number tells nothing."""
+        asked = [name for name in QUESTIONS if name not in ("back", "token")]
         return b"\x00".join(self.typed.get(name, "").encode("utf-8", "replace") for name in asked)
 
     @property

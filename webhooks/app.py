@@ -1,7 +1,7 @@
 """The public app: webhooks and forms behind admission. Faces machines and the public; holds no private key."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from fastapi import FastAPI
@@ -17,14 +17,21 @@ from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 from service.config import Settings, read_secret
 from service.errors import HotlineError, Misconfigured
 from service.logs import place
+from service.mailbox import Mailboxes
 from service.problems import problem_response, status_of
 from webhooks.admission import HEALTH, RETRY_AFTER, WEBHOOKS, Admission, Limits
 from webhooks.alarms import REQUEST_FAILED, Alarms, nobody
 from webhooks.form_token import FormTokens
-from webhooks.forms import HTML, Forms
+from webhooks.forms import HTML, Forms, Gives
 from webhooks.pages import STATIC, Pages
 from webhooks.receiving import Receives
+from webhooks.return_page import Derives, Passes, ReturnPage
 from webhooks.twilio import SMS_PATH, STATUS_PATH, SmsWebhook, StatusWebhook, TwilioAccount
+
+
+class Numbers(Gives, Derives, Protocol):
+    """Gives return codes out and finds their mailboxes, ``codes.Codes``."""
+
 
 Health = Callable[[], Mapping[str, bool | str]]
 
@@ -38,6 +45,9 @@ def create_app(
     intake: Receives,
     health: Health,
     form_key: bytes,
+    codes: "Numbers | None" = None,
+    mailboxes: Mailboxes | None = None,
+    pass_key: bytes = b"",
     limits: Limits | None = None,
     notice: Callable[[str], None] = nobody,
     lifespan: "Lifespan[Any] | None" = None,
@@ -45,14 +55,19 @@ def create_app(
     """Return the public ASGI app.
 
     intake: where tips go. health: what ``/health/ready`` tells; it may block, and False means not ready.
-    form_key: 16 to 64 secret bytes, the same in every public process. limits: the defaults with
-    ``settings.max_in_flight`` if None. notice: told what to keep for the metrics, see
+    form_key: 16 to 64 secret bytes, the same in every public process. codes, mailboxes, pass_key (32 secret bytes, the
+    same everywhere): what return codes need; without them none is offered, and there is no return page.
+    limits: the defaults with ``settings.max_in_flight`` if None. notice: told what to keep for the metrics, see
     ``alarms.Alarms``; must neither block nor raise. lifespan: run around serving, for what the caller opened.
     Raises Misconfigured when webhooks or forms could not be served safely.
     """
     alarms = Alarms(notice)
     pages = Pages(settings.emergency_numbers)
-    forms = Forms(pages, FormTokens(form_key), intake, alarms)
+    tokens = FormTokens(form_key)
+    returning: list[Route] = []
+    if codes is not None and mailboxes is not None:
+        returning = ReturnPage(pages, tokens, Passes(pass_key), codes, mailboxes, intake, alarms).routes()
+    forms = Forms(pages, tokens, intake, alarms, codes if returning else None)
     account = twilio_account(settings)
     sms = SmsWebhook(account, intake, alarms)
     app = FastAPI(
@@ -60,6 +75,7 @@ def create_app(
             Route(SMS_PATH, sms, methods=["POST"]),
             Route(STATUS_PATH, StatusWebhook(account, intake, alarms), methods=["POST"]),
             *forms.routes(),
+            *returning,
             *_health_routes(health, alarms),
         ]
     )  # fmt: skip

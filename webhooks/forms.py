@@ -7,6 +7,7 @@ again only where it must be corrected, or was not sent.
 from collections.abc import Callable
 from datetime import datetime
 from types import MappingProxyType
+from typing import Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,9 +16,11 @@ from starlette.routing import Route
 from service.errors import Unavailable
 from service.intake import IncomingTip
 from service.models import Channel
+from service.vault.mailbox import grouped
 from webhooks.admission import RETRY_AFTER
 from webhooks.alarms import TIP_NOT_STORED, Alarms
 from webhooks.answers import KINDS, Answers, province_names, read_answers
+from webhooks.codes import Finished
 from webhooks.form_token import FormToken, FormTokens
 from webhooks.pages import LANGUAGES, LEAVE_FORM_SECONDS, LEAVE_SENT_SECONDS, Pages, language_of
 from webhooks.receiving import Receives, utc_now
@@ -26,6 +29,13 @@ from webhooks.urlencoded import parse_kept
 HTML = "text/html"
 FORM_TYPE = "application/x-www-form-urlencoded"
 _TOKEN, _NONCE = "@token@", "@nonce@"
+
+
+class Gives(Protocol):
+    """Where finished return codes come from, ``codes.Codes``."""
+
+    def take(self) -> Finished | None:
+        """Return a code that nobody has, or None when there is none now."""
 
 
 class Forms:
@@ -37,10 +47,12 @@ class Forms:
         tokens: FormTokens,
         intake: Receives,
         alarms: Alarms,
+        codes: "Gives | None" = None,
         *,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
-        """Answer with `pages`, give what was sent to `intake`."""
+        """Answer with `pages`, give what was sent to `intake`. codes: where numbers come from; None offers none."""
+        self._codes = codes
         self._pages = pages
         self._tokens = tokens
         self._intake = intake
@@ -48,8 +60,13 @@ class Forms:
         self._now = now
         self._provinces = province_names()
         blank = FormToken(b"", _TOKEN)
-        self._covers = {language: pages.render("cover", language) for language in LANGUAGES}
-        self._sent = {language: pages.render("sent", language, leave=LEAVE_SENT_SECONDS) for language in LANGUAGES}
+        numbers = codes is not None
+        self._covers = {language: pages.render("cover", language, numbers=numbers) for language in LANGUAGES}
+        self._sent = {
+            (language, number): pages.render("sent", language, number=number, leave=LEAVE_SENT_SECONDS)
+            for language in LANGUAGES
+            for number in ("", "none", "repeated")
+        }
         self._blank = {language: self._form(language, blank, Answers(), nonce=_NONCE) for language in LANGUAGES}
 
     def routes(self) -> list[Route]:
@@ -81,6 +98,8 @@ class Forms:
         wrong = answers.wrong()
         if wrong:
             return _page(self._form(language, token, answers, wrong=wrong), 422)
+        wanted = bool(answers.back) and self._codes is not None
+        finished = self._codes.take() if wanted and self._codes is not None else None
         tip = IncomingTip(
             channel=Channel.WEB,
             provider="web",
@@ -92,14 +111,22 @@ class Forms:
             stated=answers.facts(now),
             context=MappingProxyType({"form": "public", "token": str(token.mark)}),
             reply_allowed=answers.reply_allowed,
+            mailbox=finished.prepared if finished is not None else None,
         )
         try:
-            await self._intake.receive(tip)
+            receipt = await self._intake.receive(tip)
         except Unavailable:
             self._alarms.ring(TIP_NOT_STORED, "web")
             page = self._form(language, token, answers, not_sent=True)
             return _page(page, 503, {"retry-after": RETRY_AFTER.decode()})
-        return _page(self._sent[language])
+        if not wanted:
+            return _page(self._sent[language, ""])
+        if receipt.repeated:
+            return _page(self._sent[language, "repeated"])
+        if finished is None:
+            return _page(self._sent[language, "none"])
+        code = grouped(finished.code)
+        return _page(self._pages.render("sent_code", language, code=code, leave=LEAVE_FORM_SECONDS))
 
     def _form(
         self,
@@ -123,6 +150,7 @@ class Forms:
             leave=LEAVE_FORM_SECONDS,
             provinces=self._provinces,
             kinds=KINDS,
+            numbers=self._codes is not None,
         )
 
 
