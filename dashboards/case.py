@@ -16,6 +16,7 @@ from dashboards.desk import Desk, InWords, OurDesk, Who, renew_claims, team, uni
 from dashboards.forms import CaseId, SeenForm, StaffForm, TextId
 from dashboards.levels import level_values
 from dashboards.pages import render, signed_in
+from dashboards.questions import question_values, told_to
 from dashboards.words import Words
 from service import cases, decisions, outbox, reading, staff
 from service.db import Tx, write
@@ -142,9 +143,10 @@ def _page(
 ) -> Response:
     units = unit_names(session, words)
     known = decisions.known(session, case, privates) if opened is not None or not case.walled else None
-    steps = reading.history(session, case, privates)
+    steps = told_to(who.viewer, reading.history(session, case, privates))
     file = CaseFile(case, steps, known, opened)
     reader = Reader(who.viewer, words, now, units)
     values = case_values(session, desk, reader, file) | level_values(session, desk, reader, file)
+    values |= question_values(session, desk, reader, file, privates)
     frame = signed_in(request, words, team(who, units))
     return render(request, "case.html", here=f"/cases/{case.id}", **frame, **values, page="case")

@@ -46,6 +46,15 @@ REFUSALS: Mapping[type[Exception], tuple[str, str]] = {
 }
 # What the domain says when it refuses a step that these pages offer; its own words are English.
 DETAILS = (
+    mark("Ask in at most 300 characters."),
+    mark("Leave out addresses and telephone numbers: questions lead nowhere else."),
+    mark("Leave out words that tell what this is about: somebody else may find the number."),
+    mark("Nothing waits for an answer."),
+    mark("Oversight answers this."),
+    mark("This role asks tipsters nothing."),
+    mark("Three questions wait for an answer. More would be too many."),
+    mark("Write a question."),
+    mark("Write what you found."),
     mark("A closed case is opened again first."),
     mark("An earlier case about this was closed incomplete: this one is not lowered."),
     mark("Choose a fact and a value that fits it."),

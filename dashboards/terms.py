@@ -59,17 +59,20 @@ NEXT: Mapping[str, str] = {
     ClockKind.CLAIM: mark("Someone claims it"),
     ClockKind.ACT: mark("A step that protects"),
     ClockKind.LEASE: mark("The owner enters a plan"),
+    ClockKind.CHALLENGE: mark("Oversight answers the tipster"),
 }
 
 DUE: Mapping[str, str] = {
     ClockKind.CLAIM: mark("claim by {hour}"),
     ClockKind.ACT: mark("act by {hour}"),
     ClockKind.LEASE: mark("plan by {hour}"),
+    ClockKind.CHALLENGE: mark("answer by {hour}"),
 }
 DUE_P4: Mapping[str, str] = {
     ClockKind.CLAIM: mark("read by {hour}"),
     ClockKind.ACT: mark("review by {hour}"),
     ClockKind.LEASE: mark("plan by {hour}"),
+    ClockKind.CHALLENGE: mark("answer by {hour}"),
 }
 
 OPENING: Mapping[str, str] = dict(
@@ -277,6 +280,19 @@ OUTCOMES: Mapping[str, str] = {
     "read": mark("read"),
 }
 
+# What a tipster sees on the return page (casework.md section 13).
+STATUSES: Mapping[str, str] = {
+    "received": mark("received"),
+    "being_read": mark("being read"),
+    "responsible": mark("someone is responsible"),
+    "action": mark("action taken"),
+    "authorities": mark("with the authorities"),
+    "court": mark("in court"),
+    "nearly_finished": mark("nearly finished"),
+    "finished": mark("finished"),
+    "kept": mark("kept and watched"),
+}
+
 EVENTS: Mapping[str, str] = {
     EventType.CASE_OPENED: mark("Case opened"),
     EventType.CASE_CLAIMED: mark("Claimed"),
@@ -290,6 +306,10 @@ EVENTS: Mapping[str, str] = {
     EventType.DECISION_MADE: mark("Rules decided {level}"),
     EventType.LEVEL_RAISED: mark("Level raised from {before} to {after}"),
     EventType.FACTS_CONFIRMED: mark("Fact confirmed: {fact}"),
+    EventType.STATUS_CHANGED: mark("The tipster sees now: {status}"),
+    EventType.CHALLENGE_RAISED: mark("The tipster says that something is wrong; only oversight sees this"),
+    EventType.CHALLENGE_ANSWERED: mark("Oversight has answered what the tipster said is wrong"),
+    EventType.ASKS_SENT: mark("A neutral question was asked through the return page"),
     EventType.LOWERING_PROPOSED: mark("Proposed to lower it from {before} to {after}; what changed: {fact}"),
     EventType.LOWERING_APPROVED: mark("Agreed to lower it from {before} to {after}: {signed}"),
     EventType.LOWERING_REFUSED: mark("Refused to lower it from {before} to {after}"),
@@ -368,6 +388,7 @@ def step(words: Words, kind: str, fields: Mapping[str, Any], units: Mapping[str,
     values["fact"] = _fact(words, fields)
     signed = fields.get("signed", False)
     values["signed"] = words("all have signed") if signed else words("oversight must sign as well")
+    values["status"] = term(words, STATUSES, str(fields.get("status", "")))
     values["outcome"] = term(words, OUTCOMES, str(fields.get("outcome", "")))
     message = EVENTS.get(kind)
     return words(message, **values) if message is not None else kind.replace(":", " ")
@@ -408,6 +429,10 @@ def notices(words: Words, codes: str | None) -> list[str]:
             )
         elif kind == "token":
             told.append(words("The form came without its token: it may not be from our own page."))
+        elif kind == "answer":
+            told.append(words("The answer to question {number}.", number=words.digits(number)))
+        elif kind == "after":
+            told.append(words("From the tipster of case {reference}, which is closed.", reference=number))
         else:
             told.append(code)
     return told

@@ -8,13 +8,15 @@ from sqlmodel import Session
 
 from dashboards import terms
 from dashboards.words import Words
-from service import outbox
+from service import mailbox, outbox
 from service.cases import reference
 from service.metrics import WORKER
-from service.models import Case, JobState, OutboxJob, Sign
+from service.models import Case, ClockKind, JobState, OutboxJob, Sign
 from service.queue import stuck_pages
 from service.walls import Viewer
 
+# Who works a case does not hear that its tipster has complained (casework.md section 13).
+ABOUT_CHALLENGE = f"{outbox.RING}:{ClockKind.CHALLENGE}:"
 SILENT = timedelta(minutes=1)
 
 
@@ -31,7 +33,7 @@ def texts(session: Session, words: Words, case: Case, units: Mapping[str, str], 
             "seen": row.seen_by is not None,
         }
         for row in outbox.texts_of(session, case)
-        if row.kind == outbox.ACKNOWLEDGE or _went_wrong(row)
+        if row.kind == outbox.ACKNOWLEDGE or (_went_wrong(row) and not row.key.startswith(ABOUT_CHALLENGE))
     ]
 
 
@@ -52,6 +54,9 @@ def trouble(session: Session, words: Words, viewer: Viewer, now: datetime) -> li
     Only cases that exist for the viewer count.
     """
     found: list[dict[str, Any]] = []
+    if said := mailbox.challenged(session, viewer):
+        links = [{"href": f"/cases/{case}#challenge", "reference": reference(case)} for case in said]
+        found.append({"words": words("A tipster says that something is wrong:"), "cases": links})
     sign = session.get(Sign, WORKER)
     if sign is None or now - sign.at > SILENT:
         since = words.day_and_hour(sign.at, now) if sign else words("the beginning")

@@ -79,6 +79,8 @@ def fields_of(path: str) -> dict[str, str]:
         "/cases/{case_id}/facts": {"version": "2", "fact": "danger_now", "value": "yes"},
         "/cases/{case_id}/raise": {"version": "2", "level": "P1", "reason": "The tipster rang."},
         "/cases/{case_id}/lower": {"version": "2", "level": "P4", "fact": "confined_now", "reason": "x" * 40},
+        "/cases/{case_id}/questions": {"mailbox": "0b0b0b0b0b0b4b0b8b0b0b0b0b0b0b0b", "words": "Is there a sign?"},
+        "/cases/{case_id}/challenge": {"note": "It was looked into."},
         "/cases/{case_id}/lower/{lowering_id}/agree": {"version": "2"},
         "/cases/{case_id}/lower/{lowering_id}/refuse": {"version": "2", "reason": "It did not change."},
     }[path]
