@@ -70,7 +70,7 @@ def case_values(session: Session, desk: Desk, reader: Reader, file: CaseFile) ->
         "steps": [_step(reader, step) for step in steps],
         "readings": [_reading(reader, step) for step in steps if step.type == EventType.CONTENT_OPENED],
         "accounts": None if opened is None else [_account(reader.words, account) for account in opened.accounts],
-        "texts": texts(session, reader.words, case, reader.units, reader.now),
+        "texts": texts(session, reader.words, reader.viewer, case, reader.units, reader.now),
         "claimable": may_claim(reader.viewer, case),
         "openings": [{"value": code, "label": reader.words(text)} for code, text in terms.OPENING.items()],
         "hand_on": _hand_on(desk, reader) if hand_on else None,

@@ -11,16 +11,16 @@ from dashboards.words import Words
 from service import mailbox, outbox
 from service.cases import reference
 from service.metrics import WORKER
-from service.models import Case, ClockKind, JobState, OutboxJob, Sign
+from service.models import Case, JobState, OutboxJob, Sign
 from service.queue import stuck_pages
 from service.walls import Viewer
 
-# Who works a case does not hear that its tipster has complained (casework.md section 13).
-ABOUT_CHALLENGE = f"{outbox.RING}:{ClockKind.CHALLENGE}:"
 SILENT = timedelta(minutes=1)
 
 
-def texts(session: Session, words: Words, case: Case, units: Mapping[str, str], now: datetime) -> list[dict[str, Any]]:
+def texts(
+    session: Session, words: Words, viewer: Viewer, case: Case, units: Mapping[str, str], now: datetime
+) -> list[dict[str, Any]]:
     """Return the texts about a case in words: each answer to a tipster, and what went wrong on the way to staff."""
     return [
         {
@@ -32,8 +32,8 @@ def texts(session: Session, words: Words, case: Case, units: Mapping[str, str], 
             "bad": row.state in outbox.NEEDS_A_PERSON,
             "seen": row.seen_by is not None,
         }
-        for row in outbox.texts_of(session, case)
-        if row.kind == outbox.ACKNOWLEDGE or (_went_wrong(row) and not row.key.startswith(ABOUT_CHALLENGE))
+        for row in outbox.texts_of(session, case, viewer)
+        if row.kind == outbox.ACKNOWLEDGE or _went_wrong(row)
     ]
 
 

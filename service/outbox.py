@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import structlog
-from sqlalchemy import ColumnElement, Select, Table, not_, select, update
+from sqlalchemy import ColumnElement, Select, Table, and_, not_, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, col
 
@@ -20,7 +20,7 @@ from service.db import Sessions, Tx, write
 from service.errors import HeadMoved, NotFound
 from service.ledger.events import EventType, Ledger, NewEvent, utc_seconds
 from service.logs import place
-from service.models import Case, JobState, OutboxJob, ProviderReport
+from service.models import Case, ClockKind, JobState, OutboxJob, ProviderReport, Role
 from service.vault import boxes
 from service.walls import Viewer, readable
 
@@ -222,12 +222,19 @@ def report(tx: Tx, rows: Sequence[Mapping[str, Any]]) -> None:
 # --- the staff's side -----------------------------------------------------------------------------------
 
 
-def texts_of(session: Session, case: Case) -> Sequence[OutboxJob]:
+def texts_of(session: Session, case: Case, viewer: Viewer) -> Sequence[OutboxJob]:
     """Return what was to be sent about a case, oldest first: acknowledgements, and texts to people on duty."""
-    wanted = col(OutboxJob.kind).in_([ACKNOWLEDGE, RING])
+    wanted = and_(col(OutboxJob.kind).in_([ACKNOWLEDGE, RING]), _told_to(viewer))
     return session.scalars(
         select(OutboxJob).where(col(OutboxJob.case) == case.id, wanted).order_by(col(OutboxJob.expires_at))
     ).all()
+
+
+def _told_to(viewer: Viewer) -> ColumnElement[bool]:
+    """Return the condition under which `viewer` hears of a text: of a challenge oversight alone (casework.md 13)."""
+    if viewer.role == Role.OVERSIGHT:
+        return true()
+    return not_(col(OutboxJob.key).startswith(f"{RING}:{ClockKind.CHALLENGE}:"))
 
 
 def unseen(session: Session, viewer: Viewer) -> Sequence[UUID]:
@@ -235,7 +242,10 @@ def unseen(session: Session, viewer: Viewer) -> Sequence[UUID]:
     return session.scalars(
         select(col(Case.id))
         .join(OutboxJob, col(OutboxJob.case) == col(Case.id))
-        .where(col(OutboxJob.state).in_(NEEDS_A_PERSON), col(OutboxJob.seen_by).is_(None), readable(viewer))
+        .where(
+            *(col(OutboxJob.state).in_(NEEDS_A_PERSON), col(OutboxJob.seen_by).is_(None)),
+            *(readable(viewer), _told_to(viewer)),
+        )
         .distinct()
     ).all()
 

@@ -172,6 +172,7 @@ class ReturnPage:
             "return",
             language,
             opened=opened,
+            questions=[(number, words, _script(words)) for number, words in opened.questions],
             steps=STEPS,
             since=_day(opened, language),
             ticket=self._passes.seal(opened, now),
@@ -250,6 +251,11 @@ STEPS = ("received", "being_read", "responsible", "action", "authorities", "cour
 
 def _is_box(name: str) -> bool:
     return name == "more" or (name.startswith("answer") and name.removeprefix("answer").isdigit())
+
+
+def _script(words: str) -> str:
+    """Return the language of a question, for who reads the page aloud."""
+    return "km" if any("\u1780" <= sign <= "\u17ff" for sign in words) else "en"
 
 
 def _language(request: Request) -> str:

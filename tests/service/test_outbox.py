@@ -349,6 +349,7 @@ def test_the_texts_of_a_case_are_its_answers_and_pages_in_order(scene: Scene) ->
     case, _ = scene.tip(LOCKED_IN), scene.tip(LOCKED_IN)
     scene.rung()
     with scene.world.sessions.read() as session:
-        kinds = [row.kind for row in outbox.texts_of(session, session.get_one(Case, case.id))]
+        viewer = scene.world.signed_in("screener").viewer
+        kinds = [row.kind for row in outbox.texts_of(session, session.get_one(Case, case.id), viewer)]
         assert session.scalars(select(OutboxJob.id)).all()
     assert kinds == [outbox.ACKNOWLEDGE, outbox.RING, outbox.RING]

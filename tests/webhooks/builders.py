@@ -72,11 +72,22 @@ def settings(tmp_path: Path, **more: Any) -> Settings:
     return Settings(**(known | more))
 
 
-def an_app(tmp_path: Path, intake: Any, *, limits: Limits | None = None, health: Any = None, **more: Any) -> Any:
-    """Return the public app over `intake`."""
+def an_app(
+    tmp_path: Path,
+    intake: Any,
+    *,
+    limits: Limits | None = None,
+    health: Any = None,
+    codes: Any = None,
+    mailboxes: Any = None,
+    pass_key: bytes = b"",
+    **more: Any,
+) -> Any:
+    """Return the public app over `intake`, and over codes and mailboxes where there are some."""
     known = settings(tmp_path, **more)
+    ready, numbers = health or (lambda: {"database": True}), {"codes": codes, "mailboxes": mailboxes}
     return create_app(
-        known, intake=intake, health=health or (lambda: {"database": True}), form_key=FORM_KEY, limits=limits
+        known, intake=intake, health=ready, form_key=FORM_KEY, limits=limits, pass_key=pass_key, **numbers
     )
 
 

@@ -9,8 +9,9 @@ from babel.messages.extract import extract
 from babel.messages.pofile import read_po
 
 from service.errors import Misconfigured, StorageUnavailable
-from tests.webhooks.builders import drive, open_form, post_form
-from webhooks import answers, pages
+from tests.webhooks.builders import FORM_TYPE, an_app, drive, encode, open_form, post_form
+from tests.webhooks.fakes import CODE, Boxes, Numbers
+from webhooks import answers, pages, return_page
 from webhooks.pages import Pages, catalogue, language_of
 
 VOID = {"input", "meta", "link", "br", "path", "circle", "rect"}
@@ -58,6 +59,23 @@ class Page(HTMLParser):
         return [known for tag, known in self.tags if tag in names]
 
 
+@pytest.fixture
+def app(tmp_path, intake, monkeypatch):
+    """The public app with return codes, whose answers need not wait."""
+    monkeypatch.setattr(return_page, "FLOOR", 0.001)
+    monkeypatch.setattr(return_page, "JITTER", 0.0)
+    numbers = Numbers()
+    for _ in range(20):
+        numbers.finish()
+    boxes = Boxes(questions=((1, "តើមានលេខទេ?"),), grade="witnessed")
+    return an_app(tmp_path, intake, codes=numbers, mailboxes=boxes, pass_key=bytes(32))
+
+
+def come_back(app, fields: dict[str, str], query: bytes):
+    headers = [(b"content-type", FORM_TYPE.encode())]
+    return drive(app, "POST", "/return", headers=headers, body=encode(fields), query=query)
+
+
 def every_page(app, intake, language: str) -> dict[str, str]:
     """Return each page that the public may see."""
     query = f"lang={language}".encode()
@@ -71,8 +89,20 @@ def every_page(app, intake, language: str) -> dict[str, str]:
         "nothing": drive(app, "GET", "/nothing", query=query),
         "files": drive(app, "POST", "/report", headers=[(b"content-type", b"multipart/form-data")], query=query),
     }
+    opened = come_back(app, {"code": CODE}, query)
+    passed = re.search(r'name="pass" value="([^"]+)"', opened.text)
+    assert passed
+    shown |= {
+        "number": post_form(app, {"what": "w2", "back": "yes"}, **send),
+        "number twice": post_form(app, {"what": "w2", "back": "yes"}, **send),
+        "coming back": drive(app, "GET", "/return", query=query),
+        "slip": come_back(app, {"code": "1"}, query),
+        "unknown": come_back(app, {"code": "3141592653589795"}, query),
+        "opened": opened,
+    }
     intake.failing = StorageUnavailable("gone")
     shown["not sent"] = post_form(app, {"what": "w"}, **send)
+    shown["not added"] = come_back(app, {"pass": passed[1], "more": "w"}, query)
     return {name: answer.text for name, answer in shown.items()} | {
         f"notice {status}": page.decode() for status, page in Pages(["1280 Child helpline"]).notices.items()
     }
@@ -134,7 +164,7 @@ def test_every_control_has_a_label_and_no_memory(shown):
                     "hidden": None,
                     "tabindex": "-1",
                 }
-            ]
+            ] * len(page.all("form"))
     assert checked > 30
 
 
