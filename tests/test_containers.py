@@ -36,6 +36,7 @@ HOLDERS = {
     "sketch_key_file": EVERY,
     "phone_pepper_file": {"public", "worker"},
     "phone_pepper_previous_file": {"public", "worker"},
+    "code_pepper_file": {"public"},
     "twilio_token_file": {"public"},
     "twilio_previous_token_file": {"public"},
     "twilio_api_key_file": {"worker"},
@@ -229,7 +230,7 @@ CHANGED = {
     "way out": (put("services", "public", "networks", value=["front", "public_data", "provider"]), "public: reaches"),
     "relay key": (
         give("public", "worker_relay_key", "relay.key"),
-        "public: is given ['database.pgpass', 'phone.pepper', 'place.key', 'relay.key', 'row.key', 'sketch.key', 'twi",
+        "public: is given ['code.pepper', 'database.pgpass', 'phone.pepper', 'place.key', 'relay.key', 'row.key', 'ske",
     ),
     "named relay key": (
         put("services", "public", "environment", "HOTLINE_RELAY_KEY_FILE", value="/run/secrets/relay.key"),
@@ -471,8 +472,8 @@ def test_a_process_starts_in_its_image_with_what_it_is_given_and_needs_all_of_it
     assert run.returncode == 0, run.stderr
     refused = json.loads(run.stdout.splitlines()[-1])
     files = {name for name in environment if name.startswith("HOTLINE_") and name.endswith("_FILE")}
-    assert set(refused) == files - {"HOTLINE_TWILIO_TOKEN_FILE"}, (
-        "without the token webhooks are closed, and it is said"
+    assert set(refused) == files - {"HOTLINE_TWILIO_TOKEN_FILE", "HOTLINE_CODE_PEPPER_FILE"}, (
+        "without the token webhooks are closed, without the pepper return codes, and it is said"
     )
     assert contents(image) == before, "something was written below the app's folder"
 
