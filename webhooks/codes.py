@@ -49,10 +49,13 @@ class Turns:
         self._queues: dict[bytes, deque[asyncio.Future[None]]] = {}  # in the order of turns
 
     def join(self, bucket: bytes, turn: "asyncio.Future[None]") -> None:
-        """Wait for a turn. When too many wait, the last of the longest queue is sent away: its future says Busy."""
+        """Wait for a turn. When too many wait, the last of the longest queue is sent away: its future says Busy.
+
+        Of queues that are equally long, the one that came last.
+        """
         self._queues.setdefault(bucket, deque()).append(turn)
         if sum(map(len, self._queues.values())) > self._most:
-            longest = max(self._queues, key=lambda name: len(self._queues[name]))
+            longest = max(reversed(self._queues), key=lambda name: len(self._queues[name]))
             last = self._queues[longest].pop()
             if not last.done():
                 last.set_exception(Busy("Too many numbers at once."))

@@ -98,8 +98,8 @@ class Forms:
         wrong = answers.wrong()
         if wrong:
             return _page(self._form(language, token, answers, wrong=wrong), 422)
-        wanted = bool(answers.back) and self._codes is not None
-        finished = self._codes.take() if wanted and self._codes is not None else None
+        numbers = self._codes if answers.back else None
+        finished = numbers.take() if numbers is not None else None
         tip = IncomingTip(
             channel=Channel.WEB,
             provider="web",
@@ -119,7 +119,7 @@ class Forms:
             self._alarms.ring(TIP_NOT_STORED, "web")
             page = self._form(language, token, answers, not_sent=True)
             return _page(page, 503, {"retry-after": RETRY_AFTER.decode()})
-        if not wanted:
+        if numbers is None:
             return _page(self._sent[language, ""])
         if receipt.repeated:
             return _page(self._sent[language, "repeated"])

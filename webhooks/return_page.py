@@ -32,6 +32,7 @@ from service.vault.mailbox import Address, read_code
 from webhooks.admission import RETRY_AFTER
 from webhooks.alarms import TIP_NOT_STORED, Alarms
 from webhooks.form_token import FormTokens
+from webhooks.forms import FORM_TYPE, HTML
 from webhooks.pages import LANGUAGES, LEAVE_FORM_SECONDS, LEAVE_SENT_SECONDS, Pages, language_of
 from webhooks.receiving import Receives, utc_now
 from webhooks.urlencoded import parse_kept
@@ -40,8 +41,6 @@ PATH = "/return"
 FLOOR = 0.4  # seconds; answers come at multiples of it, and a little later
 JITTER = 0.05
 PASS_MINUTES = 20
-HTML = "text/html"
-FORM_TYPE = "application/x-www-form-urlencoded"
 _TOKEN, _NONCE = "@token@", "@nonce@"
 _PLACE = "return/v1"
 
@@ -58,10 +57,11 @@ class Derives(Protocol):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Pass:
-    """What stands for a code after it was typed: for its own mailbox, and not for long."""
+    """What stands for a code after it was typed: for its own mailbox, and not for long. fresh: it is not over yet."""
 
     mailbox: UUID
     tip: UUID
+    fresh: bool
 
 
 class Passes:
@@ -78,12 +78,12 @@ class Passes:
         return urlsafe_b64encode(boxes.aead_seal(self._key, told, _PLACE)).decode()
 
     def open(self, text: str, now: datetime) -> Pass | None:
-        """Return what `text` stands for, or None if it is no pass of ours, or too old."""
+        """Return what `text` stands for, or None if it is no pass of ours."""
         try:
             told = json.loads(boxes.aead_open(self._key, urlsafe_b64decode(text.encode("ascii")), _PLACE))
         except (CannotOpen, ValueError):
             return None
-        return Pass(UUID(told["mailbox"]), UUID(told["tip"])) if now.timestamp() < told["until"] else None
+        return Pass(UUID(told["mailbox"]), UUID(told["tip"]), now.timestamp() < told["until"])
 
 
 class ReturnPage:
@@ -112,7 +112,7 @@ class ReturnPage:
                 "return_code", language, token=_TOKEN, nonce=_NONCE, wrong=wrong, leave=LEAVE_FORM_SECONDS
             )
             for language in LANGUAGES
-            for wrong in ("", "slip", "unknown", "old")
+            for wrong in ("", "slip", "unknown", "old", "empty")
         }
         self._sent = {
             language: pages.render("sent", language, number="", leave=LEAVE_SENT_SECONDS) for language in LANGUAGES
@@ -138,13 +138,16 @@ class ReturnPage:
         if "pass" not in fields:
             return await self._open(request, language, fields.get("code", ""))
         known = self._passes.open(fields["pass"], self._now())
-        if known is None:
+        said = {name: words for name, words in fields.items() if _is_box(name) and words.strip()}
+        if said:  # an old or bent pass loses no words (child_form.md section 1)
+            return await self._add(language, known, said, fields)
+        if known is None or not known.fresh:
             return self._ask(language, "old")
         if "wrong" in fields:
             return await self._challenge(language, known)
         if "proof" in fields:
             return await self._proof(language, known)
-        return await self._add(language, known, fields)
+        return self._ask(language, "empty")
 
     # --- a number ---
 
@@ -190,11 +193,14 @@ class ReturnPage:
 
     # --- what is written on the page it opens ---
 
-    async def _add(self, language: str, known: Pass, fields: dict[str, str]) -> Response:
-        """Hand what was written to the intake: each answer with its question's number, and what was added."""
+    async def _add(self, language: str, known: Pass | None, said: dict[str, str], fields: dict[str, str]) -> Response:
+        """Hand what was written to the intake: each answer with its question's number, and what was added.
+
+        Words under a pass that is not ours are told anew: they are taken, and belong to nothing yet.
+        """
         now = self._now()
         token = self._tokens.read(fields.get("token", ""), now)
-        said = {name: words for name, words in fields.items() if _is_box(name) and words.strip()}
+        tip = known.tip if known is not None else None
         try:
             for name, words in said.items():
                 number = name.removeprefix("answer")
@@ -203,14 +209,12 @@ class ReturnPage:
                         channel=Channel.WEB,
                         provider="web",
                         kind="return",
-                        delivery=self._tokens.delivery(
-                            token, f"{known.tip.hex}|{name}|{words}".encode(errors="replace")
-                        ),
+                        delivery=self._tokens.delivery(token, f"{tip}|{name}|{words}".encode(errors="replace")),
                         text=words,
                         received_at=now,
                         context={"form": "return", "token": str(token.mark)}
                         | ({"answer": number} if number.isdigit() else {}),
-                        returning=known.tip,
+                        returning=tip,
                     )
                 )
         except Unavailable:

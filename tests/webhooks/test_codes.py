@@ -203,6 +203,11 @@ def test_when_too_many_wait_the_longest_queue_gives_way() -> None:
             turns.join(bucket, turn)
         assert isinstance(waiting[2].exception(), Busy)
         assert [turns.next() for _ in range(4)] == [waiting[0], waiting[3], waiting[1], None]
+        alike, late = [loop.create_future() for _ in range(3)], loop.create_future()
+        for bucket, turn in zip((b"a", b"b", b"c", b"d"), [*alike, late], strict=True):
+            turns.join(bucket, turn)
+        assert isinstance(late.exception(), Busy)  # who has waited longest is not sent away for a newcomer
+        assert [turns.next() for _ in range(3)] == alike
 
     asyncio.run(work())
 

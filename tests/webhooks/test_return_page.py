@@ -246,8 +246,23 @@ def test_what_is_added_and_answered_goes_to_the_intake_alone(app, intake, boxes_
 
 
 def test_nothing_written_is_nothing_sent(app, intake) -> None:
-    send(app, hidden(enter(app).text) | {"more-aa": "  ", "code-aa": "1"})
+    answer = send(app, hidden(enter(app).text) | {"more-aa": "  ", "code-aa": "1"}, b"lang=en")
     assert intake.received == []
+    assert "nothing was sent" in answer.text
+    assert "Thank you" not in answer.text
+
+
+def test_an_old_or_bent_pass_loses_no_words(app, intake, monkeypatch) -> None:
+    fields = hidden(enter(app).text) | {"more-aa": "near the river"}
+    monkeypatch.setattr(return_page, "PASS_MINUTES", -1)
+    old = hidden(enter(app).text) | {"more-aa": "near the bridge"}
+    assert "Sent. Thank you." in send(app, old, b"lang=en").text
+    assert "This page was open too long" in send(app, {"pass": old["pass"], "wrong": "1"}, b"lang=en").text
+    assert "Sent. Thank you." in send(app, fields | {"pass": "bent"}, b"lang=en").text
+    assert [(tip.text, tip.returning) for tip in intake.received] == [
+        ("near the bridge", TIP),
+        ("near the river", None),
+    ]
 
 
 def test_words_that_could_not_be_stored_stay_in_their_fields(app, intake) -> None:
@@ -283,7 +298,7 @@ def test_the_proof_is_a_file_with_a_neutral_name_once_there_is_one(app, boxes_) 
 @pytest.mark.parametrize("forged", ["", "x", "A" * 200, "é"])
 def test_a_pass_that_is_not_ours_opens_nothing(app, intake, boxes_, forged: str) -> None:
     boxes_.grade = "witnessed"
-    for what in ("wrong", "proof", "more-aa"):
+    for what in ("wrong", "proof"):
         assert "This page was open too long" in send(app, {"pass": forged, what: "1"}, b"lang=en").text
     assert (boxes_.challenged, intake.received) == ([], [])
 
@@ -296,7 +311,10 @@ def test_a_pass_ends_after_twenty_minutes_and_under_another_key() -> None:
     known = passes.open(text, now + timedelta(minutes=19))
     assert known is not None
     assert (known.mailbox, known.tip) == (BOX, TIP)
-    assert passes.open(text, now + timedelta(minutes=20)) is None
+    assert known.fresh
+    late = passes.open(text, now + timedelta(minutes=20))
+    assert late is not None
+    assert not late.fresh
     assert Passes(bytes([1]) * 32).open(text, now) is None
     assert TIP.hex not in text
     for place in range(0, len(text), 7):
