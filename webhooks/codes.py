@@ -55,6 +55,8 @@ class Turns:
         """
         self._queues.setdefault(bucket, deque()).append(turn)
         if sum(map(len, self._queues.values())) > self._most:
+            self._forget_the_gone()
+        if sum(map(len, self._queues.values())) > self._most:
             longest = max(reversed(self._queues), key=lambda name: len(self._queues[name]))
             last = self._queues[longest].pop()
             if not last.done():
@@ -73,6 +75,10 @@ class Turns:
             if not turn.done():
                 return turn
         return None
+
+    def _forget_the_gone(self) -> None:
+        left = {name: deque(turn for turn in queue if not turn.done()) for name, queue in self._queues.items()}
+        self._queues = {name: queue for name, queue in left.items() if queue}
 
 
 async def start_child(pepper: bytes, origin: str, tag: Cost = TAG_COST, box: Cost = BOX_COST) -> Process:
@@ -212,7 +218,7 @@ class Codes:
                 self._fill()
                 if await self._listen(child):
                     pause = self.pause
-            except (OSError, ValueError, KeyError) as fault:
+            except Exception as fault:  # noqa: BLE001 - whatever it was, another child is tried
                 log.error("deriver_failed", error=type(fault).__name__)
             finally:
                 self._child = None

@@ -208,6 +208,13 @@ def test_when_too_many_wait_the_longest_queue_gives_way() -> None:
             turns.join(bucket, turn)
         assert isinstance(late.exception(), Busy)  # who has waited longest is not sent away for a newcomer
         assert [turns.next() for _ in range(3)] == alike
+        gone, stays = [loop.create_future() for _ in range(3)], loop.create_future()
+        for turn in gone:
+            turns.join(b"a", turn)
+            turn.cancel()
+        turns.join(b"b", stays)
+        assert not stays.done()  # who has gone away holds no place
+        assert turns.next() is stays
 
     asyncio.run(work())
 
