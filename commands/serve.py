@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import prometheus_client
 import structlog
 import uvicorn
 
-from service import ceremony, logs, metrics
+from service import ceremony, logs, metrics, rulesets
 from service.config import Settings, read_secret, settings_from_environment
 from service.db import Sessions, Writer, open_database, write
 from service.errors import BadCards, BadNote, HotlineError, Misconfigured
@@ -23,8 +24,9 @@ from service.intake import Intake, Pepper
 from service.ledger.events import Ledger
 from service.mailbox import Mailboxes
 from service.metrics import DatabaseMetrics
+from service.rulesets import Rulebook
 from service.schema import require_schema
-from service.triage import Triage, load_ruleset
+from service.triage import NO_RULES, Ruleset, Triage, load_ruleset
 from service.vault import boxes
 from service.vault.cards import Cards, RelayKey, check_usable, read_cards, read_relay_note
 
@@ -101,6 +103,8 @@ def public() -> Any:
     cards = read_deck(settings, sessions)
     relay = read_relay(settings, cards)
     triage = Triage.load(settings.ruleset_file, settings.lexicon_dir)
+    book = open_rules(sessions, triage.ruleset, triage.lexicon.content_hash)
+    triage = replace(triage, ruleset=book.at(datetime.now(UTC)))
     writer = Writer(sessions, group_size=settings.group_size)
     ledger = Ledger(settings.origin, cards.monitor().public)
     intake = Intake(
@@ -133,9 +137,11 @@ def public() -> Any:
 
     @asynccontextmanager
     async def lifespan(_app: Any) -> AsyncIterator[None]:
+        following = asyncio.create_task(follow_rules(book, intake))
         if codes is not None:
             codes.start()
         yield
+        following.cancel()
         if codes is not None:
             await codes.stop()
         writer.close()
@@ -154,6 +160,32 @@ def public() -> Any:
     )
 
 
+def open_rules(sessions: Sessions, release: Ruleset, lexicon_hash: str = "") -> Rulebook:
+    """Return the rules in force, read for the first time; what the release brings is kept for decisions to replay by.
+
+    Rules that cannot be trusted stop no process: it says so, and by `NO_RULES` everything is P1.
+    """
+    now = datetime.now(UTC)
+    write(sessions, partial(rulesets.keep, ruleset=release, now=now))
+    book = Rulebook(sessions, release, lexicon_hash)
+    book.look(now)
+    if book.at(now) is NO_RULES:
+        print("The published rules cannot be trusted: everything is P1 until that is put right.", file=sys.stderr)
+    return book
+
+
+async def follow_rules(book: Rulebook, intake: Intake, every: float = rulesets.LOOK_EVERY.total_seconds()) -> None:
+    """Have `intake` decide by the rules in force, looked for every few seconds beside the messages that come."""
+    while True:
+        try:
+            now = datetime.now(UTC)
+            await asyncio.to_thread(book.look, now)
+            intake.use(book.at(now))
+        except Exception as fault:  # noqa: BLE001 - without this task rules would never change again
+            log.error("rules_not_followed", error=type(fault).__name__, place=logs.place(fault))
+        await asyncio.sleep(every)
+
+
 async def _keep_sign(writer: Writer, name: str) -> None:
     """Store when something was last seen. A database that is away must not turn that into an error."""
     with suppress(HotlineError):
@@ -169,8 +201,9 @@ def staff() -> Any:
     logs.configure("staff", level=settings.log_level)
     refuse_foreign_secrets(settings, "staff")
     row_key = read_secret(settings.row_key_file, "row_key_file", length=32)
-    ruleset = load_ruleset(settings.ruleset_file)
+    release = load_ruleset(settings.ruleset_file)
     sessions = open_ready_database(settings)
+    rules = open_rules(sessions, release)
     cards = read_deck(settings, sessions)
     return create_app(
         Desk(
@@ -179,7 +212,7 @@ def staff() -> Any:
             ledger=Ledger(settings.origin, cards.monitor().public),
             cards=cards,
             row_key=row_key,
-            ruleset=ruleset,
+            rules=rules,
             clock=lambda: datetime.now(UTC),
             health=lambda: _database_health(sessions),
         )

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -16,16 +16,19 @@ import structlog
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from commands.serve import open_ready_database, read_deck, read_relay, refuse_foreign_secrets
-from service import cases, ladder, logs, mailbox, metrics
+from commands.serve import open_ready_database, open_rules, read_deck, read_relay, refuse_foreign_secrets
+from service import cases, ladder, logs, mailbox, metrics, rulesets, shadow
 from service.config import Settings, read_secret, settings_from_environment
 from service.copies import Copies
 from service.db import Sessions, write
 from service.errors import HotlineError, Misconfigured
 from service.ladder import SUPERVISOR, Watch
 from service.ledger.events import Ledger
+from service.levels import Judge
 from service.models import Sign
 from service.relay import Relay
+from service.rulesets import Rulebook
+from service.triage import NO_RULES, load_ruleset
 from service.vault.boxes import public_of
 from service.vault.cards import Cards, RelayKey, UnitKind
 
@@ -112,6 +115,8 @@ class Worker:
     relay: Relay
     watch: Watch
     copies: Copies[Any]
+    rules: Rulebook
+    judge: Judge
     now: Callable[[], datetime]
 
     def run(self, stopping: threading.Event) -> None:
@@ -129,6 +134,7 @@ class Worker:
             "reports": _Duty(partial(self.relay.take_reports, stop), 1.0),
             "statuses": _Duty(partial(self.show_changes, stop), 60.0),
             "copies": _Duty(partial(self.clear_copies, stop), 20.0),
+            "rules": _Duty(partial(self.follow_rules, stop), 5.0),
         }
         threads = [threading.Thread(target=duty.repeat, args=(name, stopping)) for name, duty in duties.items()]
         for thread in threads:
@@ -157,6 +163,18 @@ class Worker:
     def show_changes(self, stopping: Callable[[], bool]) -> None:
         """Let tipsters with a return code see what has changed, when its time has come."""
         mailbox.show_changes(self.sessions, self.watch.ledger, self.watch.row_key, self.now(), stopping)
+
+    def follow_rules(self, stopping: Callable[[], bool]) -> int:
+        """Write down which emergency rules are over, and decide open cases by the rules in force.
+
+        Only once rules were published: two releases side by side must not decide the same cases by turns.
+        """
+        now = self.now()
+        ruleset = self.rules.current(now)
+        if self.rules.ever_published and ruleset is not NO_RULES:
+            write(self.sessions, partial(rulesets.lapse, ledger=self.watch.ledger, now=now))
+            return shadow.decide_open_cases(self.sessions, replace(self.judge, ruleset=ruleset), now, stopping)
+        return 0
 
     def clear_copies(self, stopping: Callable[[], bool]) -> None:
         """Delete at the provider what is stored here."""
@@ -213,12 +231,16 @@ def build(settings: Settings) -> Worker:
         api_url=settings.twilio_api_url,
     )
     check_time(sessions, relay_key, datetime.now(UTC))
+    release = load_ruleset(settings.ruleset_file)
+    targets = settings.claim_targets, settings.act_targets
     now = SteadyTime()
     return Worker(
         sessions=sessions,
         relay=Relay(sessions, ledger, carrier, row_key, {relay_key.generation: private}, settings.duty, now),
         watch=Watch(ledger, row_key, cards, settings.duty),
         copies=Copies(sessions, ledger, carrier, row_key),
+        rules=open_rules(sessions, release),
+        judge=Judge(ledger, cards, row_key, release, *targets),
         now=now,
     )
 

@@ -12,18 +12,19 @@ from pydantic import Field
 from sqlmodel import Session
 
 from dashboards.case_file import CaseFile, Reader, case_values
-from dashboards.desk import Desk, InWords, OurDesk, Who, renew_claims, team, unit_names
+from dashboards.desk import Desk, InWords, OurDesk, Who, log, renew_claims, team, unit_names
 from dashboards.forms import CaseId, SeenForm, StaffForm, TextId
 from dashboards.levels import level_values
 from dashboards.pages import render, signed_in
 from dashboards.questions import question_values, told_to
 from dashboards.words import Words
-from service import cases, decisions, outbox, reading, staff
+from service import cases, decisions, levels, outbox, reading, staff
 from service.db import Tx, write
-from service.errors import InvalidForm
+from service.errors import Conflict, InvalidForm, Unavailable
 from service.models import Case
 from service.reading import OpenedFile
 from service.staff import SignedIn
+from service.triage import NO_RULES
 from service.vault.cards import UnitKind
 
 router = APIRouter(prefix="/cases/{case_id}")
@@ -73,7 +74,25 @@ def open_account(
         case = cases.find(session, who.viewer, case_id)
         privates = staff.open_keys(session, desk.row_key, desk.cards, who, case).privates
         opened = reading.decrypt(session, case, privates)
+    if case.walled:
+        _decide_anew(desk, who, case, privates, now)
+    with desk.sessions.read() as session:
+        case = cases.find(session, who.viewer, case_id)
         return _page(request, session, desk, who, words, case, now, opened, privates)
+
+
+def _decide_anew(desk: Desk, who: SignedIn, case: Case, privates: Mapping[int, bytes], now: datetime) -> None:
+    """Judge a walled case by the rules in force, now that its facts can be read (keys.md section 5)."""
+    judge = desk.judge
+    if judge.ruleset is NO_RULES or not desk.rules.ever_published:
+        return
+    try:
+        write(
+            desk.sessions,
+            lambda tx: levels.decide_anew(tx, judge, cases.find(tx, who.viewer, case.id), privates, now),
+        )
+    except (Conflict, Unavailable) as fault:  # it was opened all the same, and the next opening tries again
+        log.warning("case_not_decided_anew", exc_info=fault)
 
 
 @router.post("/claim")

@@ -18,6 +18,7 @@ from service.errors import Conflict, Unavailable
 from service.ledger.events import Ledger
 from service.levels import Judge
 from service.models import Unit
+from service.rulesets import Rulebook
 from service.staff import SignedIn
 from service.triage import Ruleset
 from service.vault.cards import Cards
@@ -29,7 +30,7 @@ log = structlog.get_logger("dashboards")
 class Desk:
     """Everything the staff app holds. It keeps nothing between two requests.
 
-    row_key: 32 bytes, the key of row tags. ruleset: judges the facts that staff confirm. clock: the present moment,
+    row_key: 32 bytes, the key of row tags. rules: those in force judge the facts that staff confirm. clock: the present moment,
     aware. health: a name and whether it is well, for ``/health/ready``; a value that is False makes the app not ready.
     """
 
@@ -38,9 +39,14 @@ class Desk:
     ledger: Ledger
     cards: Cards
     row_key: bytes = field(repr=False)
-    ruleset: Ruleset
+    rules: Rulebook
     clock: Callable[[], datetime]
     health: Callable[[], Mapping[str, Any]]
+
+    @property
+    def ruleset(self) -> Ruleset:
+        """The rules in force now."""
+        return self.rules.current(self.clock())
 
     @property
     def judge(self) -> Judge:

@@ -331,7 +331,7 @@ def wall(
     privates: the case's private keys that the caller holds, by generation; integrity gets those. Columns that
     tell what the case is about are emptied, and decisions in clear are sealed to the case (keys.md section 5).
     What was proposed to lower it lapses: who proposed it may not see it any more.
-    cause: what named an official: ``screener``, ``words``, ``facts``. events: further ones of the same act.
+    cause: what named an official: ``screener``, ``words``, ``facts``, ``rules``. events: further ones of the same act.
     """
     integrity = deck.integrity() or deck.oversight_for(deck.screening().organisation)
     oversight = deck.oversight_for(integrity.organisation)

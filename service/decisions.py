@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -226,12 +226,18 @@ def known(session: Session, case: Case, privates: Mapping[int, bytes]) -> Known:
 
     Raises CannotOpen if a decision was changed or swapped.
     """
+    decisions = session.scalars(
+        select(CaseDecision).where(col(CaseDecision.case) == case.id).order_by(col(CaseDecision.number))
+    ).all()
+    return known_from(decisions, case.level, privates)
+
+
+def known_from(decisions: Iterable[CaseDecision], level: str, privates: Mapping[int, bytes]) -> Known:
+    """Return what is known of a case that stands at `level`. decisions: all of the case, oldest first."""
     standing: dict[str, Fact] = {}
     said: dict[Fact, None] = {}
     whole, lexicon_hash, held = True, "", None
-    for decision in session.scalars(
-        select(CaseDecision).where(col(CaseDecision.case) == case.id).order_by(col(CaseDecision.number))
-    ).all():
+    for decision in decisions:
         told = open_decision(decision, privates)
         facts = facts_in(told["record"].encode()) if told is not None else None
         if told is None or facts is None:
@@ -239,7 +245,7 @@ def known(session: Session, case: Case, privates: Mapping[int, bytes]) -> Known:
             continue
         record = json.loads(told["record"])
         lexicon_hash = record.get("lexicon_hash") or lexicon_hash
-        held = record if decision.level == case.level else held
+        held = record if decision.level == level else held
         said.update(dict.fromkeys(facts))
         # Two confirmations in one minute have one time; the later decision has the later one.
         confirmed = {fact.name: fact for fact in facts if fact.source is Source.CONFIRMED}

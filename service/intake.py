@@ -67,7 +67,7 @@ from service.models import (
     State,
     Tip,
 )
-from service.triage import Assessment, Triage
+from service.triage import Assessment, Ruleset, Triage
 from service.vault import boxes, envelope
 from service.vault.cards import Cards, RelayKey
 from service.vault.envelope import Kind
@@ -129,6 +129,11 @@ class Intake:
         )
         self._anchor = Anchor()
         self._anchor_read: datetime | None = None
+
+    def use(self, ruleset: Ruleset) -> None:
+        """Decide by `ruleset` from the next message on."""
+        if ruleset.content_hash != self.desk.triage.ruleset.content_hash:
+            self.desk = replace(self.desk, triage=replace(self.desk.triage, ruleset=ruleset))
 
     async def receive(self, tip: IncomingTip) -> Receipt:
         """Store a tip, or a further message of an open one, and return what was stored. Safe to call twice.

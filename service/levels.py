@@ -17,6 +17,7 @@ from sqlmodel import Session, col
 from service.cases import (
     STANDING,
     OpenedCase,
+    case_key_insert,
     case_public,
     change,
     find,
@@ -28,13 +29,24 @@ from service.cases import (
     wall,
 )
 from service.db import Tx
-from service.decisions import WALL_ROUTE, Known, SealTo, decision_event, decision_row, fact_columns, known, rise
+from service.decisions import (
+    WALL_ROUTE,
+    Known,
+    SealTo,
+    decision_event,
+    decision_row,
+    fact_columns,
+    known,
+    latest_decision,
+    rise,
+)
 from service.errors import Forbidden, InvalidForm, NotFound, WrongState
-from service.ledger.events import EventType, Ledger, NewEvent, Sealed
+from service.ledger.events import SYSTEM, Actor, EventType, Ledger, NewEvent, Sealed
 from service.models import (
     RANK,
     Case,
     CaseDecision,
+    CaseKey,
     CaseSeal,
     Clock,
     ClockKind,
@@ -46,6 +58,7 @@ from service.models import (
 )
 from service.triage import ASKS, FACTS, Decision, Fact, FactType, Ruleset, Source, engine_fault, merge
 from service.triage.decide import decide
+from service.vault import boxes
 from service.vault.cards import Cards, UnitKind
 from service.walls import Viewer, readable
 
@@ -113,13 +126,49 @@ def confirm(
     found = known(tx, case, opened.privates)
     new = Fact(name, value, Source.CONFIRMED, minute)
     facts = merge([new, *(fact for fact in found.standing.values() if fact.name != name)])
-    decision, lock = _decide(judge, replace(found, standing=facts, said=(*found.said, new)), minute)
+    found = replace(found, standing=facts, said=(*found.said, new))
+    told = {"fact": name, "value": value}
+    return _stand_on(tx, judge, case, found, opened.privates, now, viewer.actor, EventType.FACTS_CONFIRMED, told)
+
+
+def decide_anew(tx: Tx, judge: Judge, case: Case, privates: Mapping[int, bytes], now: datetime) -> None:
+    """Judge a case again on what is known of it: by new rules (triage.md section 13), or by facts sealed until now.
+
+    A rise applies itself, and rules that tie an official to it put it behind the wall; a fall changes nothing: the
+    page of the case says that the reasons alone give less. Safe to call twice. privates: as for `known`; whoever has
+    none, the worker, makes a case that goes behind the wall a new key.
+    """
+    if case.state != State.CLOSED and latest_decision(tx, case).ruleset_hash != judge.ruleset.content_hash:
+        _stand_on(tx, judge, case, known(tx, case, privates), privates, now, SYSTEM, None, {})
+
+
+def _stand_on(
+    tx: Tx,
+    judge: Judge,
+    case: Case,
+    found: Known,
+    privates: Mapping[int, bytes],
+    now: datetime,
+    actor: Actor,
+    because: EventType | None,
+    told: Mapping[str, object],
+) -> bool:
+    """Let a case stand on a decision over what is `found`, and return whether that put it behind the wall.
+
+    because: the event that brought the facts, with `told` in it; None where only the rules are new.
+    """
+    minute = now.replace(second=0, microsecond=0)
+    decision, lock = _decide(judge, found, minute)
     level = min(case.level, decision.level)
     walling = WALL_ROUTE in decision.routes and not case.walled
     walled = walling or case.walled
-    public = case_public(tx, case, judge.row_key)
-    seal_to = SealTo(public, case.generation) if walled else None
-    hour, rules = minute.replace(minute=0), judge.ruleset.content_hash
+    generation, public = case.generation, case_public(tx, case, judge.row_key)
+    if walling and not privates:
+        private, public = boxes.keypair()
+        generation, privates = generation + 1, {generation + 1: private}
+        tx.insert(CaseKey, [case_key_insert(judge.row_key, case.id, generation, public)])
+    seal_to = SealTo(public, generation) if walled else None
+    hour, rules, facts = minute.replace(minute=0), judge.ruleset.content_hash, found.standing
     tx.insert(CaseDecision, [decision_row(case.id, case.decision + 1, None, decision, facts, rules, hour, seal_to)])
     columns: dict[str, object] = {
         "decision": case.decision + 1,
@@ -134,16 +183,13 @@ def confirm(
         columns |= raised
     else:
         after = lapse_lowering(tx, case, now, due_at, floor=decision.level_bumped)
-    told = {"fact": name, "value": value}
-    said = {key: Sealed(word, public) for key, word in told.items()} if walled else told
-    events = [
-        NewEvent(EventType.FACTS_CONFIRMED, now, viewer.actor, state, due_at, said),
-        decision_event(decision, now, due_at, state, seal_to),
-        *after,
-    ]
+    events = [decision_event(decision, now, due_at, state, seal_to), *after]
+    if because is not None:
+        said = {key: Sealed(word, public) for key, word in told.items()} if walled else told
+        events.insert(0, NewEvent(because, now, actor, state, due_at, said))
     if walling:
-        keys, actor = opened.privates, viewer.actor
-        wall(tx, judge.ledger, case, judge.cards, keys, actor=actor, cause="facts", now=now, events=events, **columns)
+        cause = "rules" if because is None else "facts"
+        wall(tx, judge.ledger, case, judge.cards, privates, actor=actor, cause=cause, now=now, events=events, **columns)
     else:
         change(tx, judge.ledger, case, events, **columns)
     return walling

@@ -379,6 +379,31 @@ class CaseDecision(SQLModel, table=True):
     body: bytes | None
 
 
+class KeptRuleset(SQLModel, table=True):
+    """A ruleset by its content hash, for ever: decisions name it, and replay by it. A trigger refuses every change.
+
+    content: canonical JSON. What became of it (proposed, published, lapsed) is in the events of the ``rules`` chain.
+    """
+
+    __tablename__ = "ruleset"
+    hash: str = Field(primary_key=True, sa_type=Word)
+    name: str
+    version: str
+    content: bytes
+    kept_at: datetime = Field(sa_type=Utc)
+
+
+class RulesetTick(SQLModel, table=True):
+    """That somebody looked at a case which a proposed ruleset would lower to `after`, and ticked it by name."""
+
+    __tablename__ = "ruleset_tick"
+    ruleset: str = Field(primary_key=True, foreign_key="ruleset.hash", sa_type=Word)
+    case: UUID = Field(primary_key=True, foreign_key="case_file.id")
+    after: str = Field(primary_key=True, sa_type=Word)
+    member: UUID = Field(foreign_key="member.id")
+    at: datetime = Field(sa_type=Utc)
+
+
 class Lowering(SQLModel, table=True):
     """A proposal to lower a case's level, and who has signed it (triage.md section 9). Why is sealed, in its events.
 

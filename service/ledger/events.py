@@ -63,7 +63,12 @@ class EventType(StrEnum):
     SESSION_ENDED = "staff:session:ended"
     MEMBER_JOINED = "staff:member:joined"
     CARDS_PUBLISHED = "keys:cards:published"
+    RULES_PROPOSED = "rules:version:proposed"
+    RULES_APPROVED = "rules:version:approved"
     RULES_PUBLISHED = "rules:version:published"
+    RULES_RATIFIED = "rules:version:ratified"
+    RULES_REFUSED = "rules:version:refused"
+    RULES_LAPSED = "rules:version:lapsed"
     CODE_STARTED = "system:code:started"
     SCHEMA_MIGRATED = "system:schema:migrated"
 

@@ -12,6 +12,7 @@ from service.triage.places import PROVINCES
 from service.triage.rules import (
     FLAGS,
     LEVELS,
+    NO_RULES,
     ROUTES,
     BadRuleset,
     Level,
@@ -20,6 +21,7 @@ from service.triage.rules import (
     Ruleset,
     build_ruleset,
     load_ruleset,
+    restore_ruleset,
 )
 from service.triage.suggest import Suggestion
 from service.triage.text import Normalised, normalise
@@ -31,6 +33,7 @@ __all__ = [
     "HARMS",
     "LEVELS",
     "NOW",
+    "NO_RULES",
     "PROVINCES",
     "ROUTES",
     "SCHEMA",
@@ -65,4 +68,5 @@ __all__ = [
     "normalise",
     "recall",
     "replay",
+    "restore_ruleset",
 ]

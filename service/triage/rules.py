@@ -3,10 +3,11 @@
 A file is loaded whole or refused whole; a loaded ruleset never changes and is named by its content hash.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Literal, TypeAlias
 
 from service.canonical import canonical
 from service.errors import Misconfigured
-from service.triage.facts import ASKS, FACTS, SCHEMA, Words
-from service.triage.kleene import BadCondition, Compiler, Program
+from service.triage.facts import ASKS, FACTS, SCHEMA, Fact, Words
+from service.triage.kleene import BadCondition, Compiler, Program, Truth
 from service.triage.strict_yaml import Plain, load
 
 Level: TypeAlias = Literal["P1", "P2", "P3", "P4"]
@@ -121,7 +122,10 @@ class Rule:
 
 @dataclass(frozen=True, eq=False)
 class Ruleset:
-    """A loaded ruleset; `rules` are in order of the file."""
+    """A loaded ruleset; `rules` are in order of the file.
+
+    content: all that it was built from, as canonical JSON; `content_hash` is its SHA-256.
+    """
 
     name: str
     version: str
@@ -131,8 +135,15 @@ class Ruleset:
     default_level: Level
     default_reason: Words
     rules: tuple[Rule, ...]
+    content: bytes
     content_hash: str
     program: Program
+
+    @cached_property
+    def data(self) -> Mapping[str, Plain]:
+        """What it was built from: the file, as plain data."""
+        data: dict[str, Plain] = json.loads(self.content)
+        return data
 
     @cached_property
     def floors(self) -> tuple[Rule, ...]:
@@ -195,6 +206,7 @@ def build_ruleset(data: Mapping[str, Plain]) -> Ruleset:
     checked = _checked(rows)
     masks = [_compiled(compiler, row["when"], f"rule {row['id']}") for row, _ in checked]
     program = compiler.finish()
+    content = canonical(dict(data))
     _exact(default, {"level", "reason"}, set(), "default")
     return Ruleset(
         name=_text(data, "ruleset", "ruleset"),
@@ -205,9 +217,44 @@ def build_ruleset(data: Mapping[str, Plain]) -> Ruleset:
         default_level=_level(default, "default"),
         default_reason=_reason(default, "default"),
         rules=tuple(_rule(program, row, kind, mask) for (row, kind), mask in zip(checked, masks, strict=True)),
-        content_hash=sha256(canonical(dict(data))).hexdigest(),
+        content=content,
+        content_hash=sha256(content).hexdigest(),
         program=program,
     )
+
+
+def restore_ruleset(content: bytes, content_hash: str) -> Ruleset:
+    """Return the ruleset kept as `content`, canonical JSON. Raises BadRuleset if it is not that of the hash."""
+    if sha256(content).hexdigest() != content_hash:
+        raise BadRuleset("a stored ruleset is not the one that its hash names")
+    data = json.loads(content)
+    if not isinstance(data, dict):
+        raise BadRuleset("a stored ruleset is not a map")
+    return build_ruleset(data)
+
+
+class _NoProgram(Program):
+    """Conditions that cannot be judged."""
+
+    def run(self, facts: Mapping[str, Fact], as_of: datetime | None) -> Truth:
+        """Raise BadRuleset: an exception in a rule is P1 everywhere (triage.md section 6)."""
+        raise BadRuleset("no rules could be loaded")
+
+
+NO_RULES = Ruleset(
+    name="",
+    version="",
+    effective_from=datetime.min.replace(tzinfo=UTC),
+    authors=(),
+    approved_by=(),
+    default_level="P1",
+    default_reason=Words("No rules", "គ្មានវិធាន"),
+    rules=(),
+    content=b"{}",
+    content_hash="",
+    program=_NoProgram({}, ()),
+)
+"""Stands for rules that could not be loaded: whatever is judged by it is an engine fault, and so P1."""
 
 
 def _checked(rows: list[Plain]) -> list[tuple[dict[str, Plain], RuleKind]]:

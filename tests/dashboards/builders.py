@@ -17,6 +17,7 @@ from service.config import Settings
 from service.db import Tx, write
 from service.ledger.events import SYSTEM, EventType, NewEvent, StateClass, append, new_chain
 from service.models import Case, CaseDecision, CaseKey, CaseSeal, Clock, ClockKind, Message, State, Tip
+from service.rulesets import Rulebook
 from service.vault import boxes, envelope
 from service.vault.envelope import Kind
 from tests.builders import NOW, World, triage
@@ -184,7 +185,7 @@ def a_desk(world: World, clock: Callable[[], datetime], health: Callable[[], Map
         ledger=world.ledger,
         cards=world.founding.cards,
         row_key=world.founding.row_key,
-        ruleset=triage().ruleset,
+        rules=Rulebook(world.sessions, triage().ruleset),
         clock=clock,
         health=health or (lambda: {"database": True}),
     )
