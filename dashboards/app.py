@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from dashboards import case, levels, questions, queue, sign_in
+from dashboards import case, levels, questions, queue, rules, sign_in
 from dashboards.desk import Desk, OurDesk
 from dashboards.gate import Gate
 from dashboards.pages import HERE, catalogue, refusal
@@ -28,7 +28,7 @@ def create_app(desk: Desk) -> FastAPI:
     app.add_api_route("/", to_queue, methods=["GET"])
     app.add_api_route("/health/live", live, methods=["GET"])
     app.add_api_route("/health/ready", ready, methods=["GET"])
-    for router in (sign_in.router, queue.router, case.router, levels.router, questions.router):
+    for router in (sign_in.router, queue.router, case.router, levels.router, questions.router, rules.router):
         app.include_router(router)
     return app
 

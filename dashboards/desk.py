@@ -30,8 +30,8 @@ log = structlog.get_logger("dashboards")
 class Desk:
     """Everything the staff app holds. It keeps nothing between two requests.
 
-    row_key: 32 bytes, the key of row tags. rules: those in force judge the facts that staff confirm. clock: the present moment,
-    aware. health: a name and whether it is well, for ``/health/ready``; a value that is False makes the app not ready.
+    row_key: 32 bytes, the key of row tags. rules: judge the facts that staff confirm. clock: the present moment, aware.
+    health: a name and whether it is well, for ``/health/ready``; a value that is False makes the app not ready.
     """
 
     settings: Settings

@@ -81,6 +81,13 @@ DETAILS = (
     mark("The question needs an answer."),
     mark("This form is not from a page of this sign-in. Load the page again."),
     mark("This role may not take this step."),
+    mark("A case would fall below a locked floor, and none may."),
+    mark("Each case that would fall is ticked by name first."),
+    mark("Newer rules are in force by now: propose it anew with a higher version."),
+    mark("The rules in force have changed and a level could fall now: oversight must be named."),
+    mark("These rules do not name you among those who approve them."),
+    mark("Who wrote or proposed these rules cannot approve them."),
+    mark("Who wrote or proposed these rules cannot tick what falls by them."),
 )
 STATUSES: Mapping[int, tuple[str, str]] = {
     405: (mark("This cannot be done from here"), mark("Nothing was changed.")),

@@ -330,7 +330,12 @@ EVENTS: Mapping[str, str] = {
     EventType.SESSION_ENDED: mark("Signed out"),
     EventType.MEMBER_JOINED: mark("Member joined"),
     EventType.CARDS_PUBLISHED: mark("New cards of keys published"),
+    EventType.RULES_PROPOSED: mark("New rules proposed"),
+    EventType.RULES_APPROVED: mark("New rules approved"),
     EventType.RULES_PUBLISHED: mark("New rules published"),
+    EventType.RULES_RATIFIED: mark("Emergency rules ratified"),
+    EventType.RULES_REFUSED: mark("New rules refused"),
+    EventType.RULES_LAPSED: mark("Emergency rules lapsed"),
     EventType.CODE_STARTED: mark("The program was started"),
     EventType.SCHEMA_MIGRATED: mark("The database was changed to a new version"),
 }

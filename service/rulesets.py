@@ -352,10 +352,12 @@ def _objection(tx: Session, new: Ruleset, proposer: Member, *, oversight: bool, 
 def tick(tx: Tx, viewer: Viewer, version_hash: str, cases: Iterable[UUID], shadow: Replay, now: datetime) -> None:
     """Note that `viewer` has looked at cases which would fall, each by name. Safe to call twice.
 
-    Raises NotFound, Forbidden, NoSuchCase for a case that is not there for the viewer or does not fall.
+    Raises NotFound, WrongState, Forbidden, and NoSuchCase for a case that does not exist for the viewer.
     """
     version = find_version(tx, viewer, version_hash)
-    if viewer.member in (version.proposed.member, *_people(tx, by_hash(tx, version.hash).authors)):
+    if version.refused is not None or version.published_at is not None:
+        raise WrongState("This proposal has ended.")
+    if viewer.member in writers(tx, version, by_hash(tx, version.hash)):
         raise Forbidden("Who wrote or proposed these rules cannot tick what falls by them.")
     falls = {move.case: move.after for move in shadow.falls}
     for case_id in cases:
@@ -410,13 +412,18 @@ def may_not_sign(session: Session, viewer: Viewer, version: Version, new: Rulese
     """Return why `viewer` may not sign a version now; None if they may."""
     if version.refused is not None or version.over_at(now):
         return "This proposal has ended."
-    if viewer.member in (version.proposed.member, *_people(session, new.authors)):
+    if viewer.member in writers(session, version, new):
         return "Who wrote or proposed these rules cannot approve them."
     if viewer.role not in SIGNERS or viewer.member not in _people(session, new.approved_by):
         return "These rules do not name you among those who approve them."
     if viewer.member in {signature.member for signature in version.approved}:
         return "You have signed this already: another person must."
     return None
+
+
+def writers(session: Session, version: Version, new: Ruleset) -> set[UUID]:
+    """Return who wrote or proposed a version: they neither approve it nor tick what falls by it."""
+    return {version.proposed.member, *_people(session, new.authors)}
 
 
 def _must_hold_still(tx: Session, version: Version, new: Ruleset, current: Ruleset, shadow: Replay) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from service.triage.assessment import Triage
 from service.triage.decide import decide
 from service.triage.facts import ASKS, FACTS, Fact, Source
+from service.triage.lexicon import Lexicon
 from service.triage.rules import BadRuleset, Rule, Ruleset
 from service.triage.strict_yaml import Plain, load
 from service.triage.suggest import suggest
@@ -103,12 +104,23 @@ def lexicon_faults(triage: Triage) -> list[str]:
 
 def unreviewed(triage: Triage) -> list[Unreviewed]:
     """Count the Khmer strings that wait for a named speaker: reasons, questions and concepts with Khmer words."""
-    rules = triage.ruleset.rules
-    concepts = [concept for concept in triage.lexicon.concepts if concept.khmer]
+    return [*unreviewed_reasons(triage.ruleset), *unreviewed_words(triage.lexicon)]
+
+
+def unreviewed_reasons(ruleset: Ruleset) -> list[Unreviewed]:
+    """Count those that people are shown: the reasons of a ruleset, and the questions of the schema."""
+    rules = ruleset.rules
     questions = [ask.km for ask in ASKS.values()] + [ask.sms.km for ask in ASKS.values() if ask.sms is not None]
     return [
         Unreviewed("reasons of rules", 1 + sum(not rule.reviewed for rule in rules), 1 + len(rules)),
         Unreviewed("questions", len(questions), len(questions)),
+    ]
+
+
+def unreviewed_words(lexicon: Lexicon) -> list[Unreviewed]:
+    """Count those that messages are read by: the concepts of a lexicon, and their words."""
+    concepts = [concept for concept in lexicon.concepts if concept.khmer]
+    return [
         Unreviewed("concepts with Khmer words", sum(one.waits for one in concepts), len(concepts)),
         Unreviewed("Khmer words", sum(one.khmer for one in concepts if one.waits), sum(one.khmer for one in concepts)),
     ]
