@@ -98,12 +98,11 @@ def _versions(session: Session, viewer: Viewer) -> list[Version] | None:
 
 def _in_force(session: Session, desk: Desk, words: Words, ruleset: Ruleset, now: datetime) -> dict[str, Any]:
     version = desk.rules.version(now)
-    since = version.effective_at if version is not None else ruleset.effective_from
     return {
         "name": ruleset.name,
         "version": words.digits(ruleset.version),
         "hash": ruleset.content_hash,
-        "since": "" if ruleset is NO_RULES or since is None else words.stamp(since),
+        "since": words.stamp(version.effective_at) if version is not None and version.effective_at else "",
         "release": version is None,
         "until": words.stamp(version.until) if version is not None and _pending(version) and version.until else "",
         "authors": _names(session, words, ruleset.authors),

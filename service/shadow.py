@@ -35,7 +35,7 @@ class Move:
     """A case whose facts give another level under the new rules.
 
     before, after: levels by the rules alone, old and new; what people raised since stays. gone: rules that fired and
-    no longer do. come: those that fire now. barred: it would fall below a locked floor, and none may.
+    no longer do, with their level. come: those that fire now. barred: it would fall below a locked floor, and none may.
     """
 
     case: UUID
@@ -133,7 +133,9 @@ def _level(verdict: Verdict | None) -> str:
 
 
 def _fired(verdict: Verdict | None) -> list[str]:
-    return [FAULT] if verdict is None else [rule.id for rule in verdict.fired]
+    if verdict is None:
+        return [FAULT]
+    return [f"{rule.id} ({rule.level})" if rule.level else rule.id for rule in verdict.fired]
 
 
 def _lock(known: Known, ruleset: Ruleset, now: datetime) -> str:
