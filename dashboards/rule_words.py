@@ -11,7 +11,7 @@ from service.triage.changes import DEFAULT, Change
 from service.triage.facts import UNKNOWN
 from service.triage.strict_yaml import Plain
 
-PLACE = re.compile(r"\{[a-z_]+\}")
+PLACE = re.compile(r"\{[a-z0-9_]+\}")
 
 # Names of the terms that the rules share; what each means stands on the same page, from the ruleset itself.
 TERMS: Mapping[str, str] = {

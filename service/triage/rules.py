@@ -250,7 +250,7 @@ NO_RULES = Ruleset(
     default_level="P1",
     default_reason=Words("No rules", "គ្មានវិធាន"),
     rules=(),
-    content=b"{}",
+    content=b'{"rules":[],"terms":{}}',
     content_hash="",
     program=_NoProgram({}, ()),
 )
