@@ -166,7 +166,10 @@ def open_rules(sessions: Sessions, release: Ruleset, lexicon_hash: str = "") -> 
     Rules that cannot be trusted stop no process: it says so, and by `NO_RULES` everything is P1.
     """
     now = datetime.now(UTC)
-    write(sessions, partial(rulesets.keep, ruleset=release, now=now))
+    try:
+        write(sessions, partial(rulesets.keep, ruleset=release, now=now))
+    except HotlineError as fault:  # a full disk: what it is kept for is later
+        log.warning("ruleset_not_kept", error=type(fault).__name__)
     book = Rulebook(sessions, release, lexicon_hash)
     book.look(now)
     if book.at(now) is NO_RULES:

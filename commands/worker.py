@@ -172,7 +172,7 @@ class Worker:
         now = self.now()
         ruleset = self.rules.current(now)
         if self.rules.ever_published and ruleset is not NO_RULES:
-            write(self.sessions, partial(rulesets.lapse, ledger=self.watch.ledger, now=now))
+            rulesets.lapse(self.sessions, self.watch.ledger, now)
             return shadow.decide_open_cases(self.sessions, replace(self.judge, ruleset=ruleset), now, stopping)
         return 0
 

@@ -74,7 +74,7 @@ def show(request: Request, desk: OurDesk, who: Who, words: InWords) -> Response:
         known = _versions(session, who.viewer)
         values: dict[str, Any] = {
             "broken": desk.rules.faulty or known is None,
-            "none": ruleset is NO_RULES,
+            "missing": ruleset is NO_RULES,
             "head": _in_force(session, desk, words, ruleset, now),
             "waiting": _unreviewed(desk, words, ruleset),
             "groups": rule_words.grouped(words, ruleset),
@@ -103,7 +103,7 @@ def _in_force(session: Session, desk: Desk, words: Words, ruleset: Ruleset, now:
         "version": words.digits(ruleset.version),
         "hash": ruleset.content_hash,
         "since": words.stamp(version.effective_at) if version is not None and version.effective_at else "",
-        "release": version is None,
+        "release": version is None and ruleset is not NO_RULES,
         "until": words.stamp(version.until) if version is not None and _pending(version) and version.until else "",
         "authors": _names(session, words, ruleset.authors),
         "approvers": _names(session, words, ruleset.approved_by),

@@ -453,10 +453,20 @@ def refuse(tx: Tx, ledger: Ledger, viewer: Viewer, version_hash: str, now: datet
     _note(tx, ledger, EventType.RULES_REFUSED, viewer.actor, now, fields)
 
 
-def lapse(tx: Tx, ledger: Ledger, now: datetime) -> int:
+def lapse(sessions: Sessions, ledger: Ledger, now: datetime) -> int:
     """Write down the emergencies that are over without being ratified, and return how many. Safe to run at once."""
+    with sessions.read() as session:
+        waiting = _lapsing(session, now)
+    return write(sessions, partial(_lapse, ledger=ledger, now=now)) if waiting else 0
+
+
+def _lapsing(session: Session, now: datetime) -> list[Version]:
+    return [version for version in versions(session) if version.over_at(now) and not version.lapsed]
+
+
+def _lapse(tx: Tx, *, ledger: Ledger, now: datetime) -> int:
     _serialise(tx)
-    over = [version for version in versions(tx) if version.over_at(now) and not version.lapsed]
+    over = _lapsing(tx, now)
     for version in over:
         fields = {"hash": version.hash, "version": version.version}
         _note(tx, ledger, EventType.RULES_LAPSED, SYSTEM, now, fields)

@@ -1,5 +1,6 @@
 """Starting the two web processes: what each loads, what each refuses."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -11,10 +12,16 @@ from typing import Any
 import pytest
 
 from commands import serve
-from service import ceremony
-from service.errors import Misconfigured
+from service import ceremony, rulesets
+from service.db import Sessions, open_database
+from service.errors import Misconfigured, StorageUnavailable
+from service.models import KeptRuleset
+from service.rulesets import Rulebook
 from service.schema import migrate
-from tests.builders import NOW, PLANS
+from service.triage import NO_RULES
+from tests.builders import NOW, PLANS, World, a_number, a_tip, a_world, triage
+from tests.commands.builders import soon
+from tests.ruling import BEGGING_TODAY, publish, told, variant
 
 LOADED = """
 import json, sys
@@ -137,3 +144,99 @@ def test_a_database_that_is_not_migrated_is_refused_with_what_to_run(
 def test_several_workers_need_postgresql(installed: dict[str, str]) -> None:
     with pytest.raises(Misconfigured, match="PostgreSQL"):
         serve.main(["public", "--workers", "2"])
+
+
+# --- the rules of a process that runs ---
+
+
+@pytest.fixture
+def world(sqlite_url: str) -> World:
+    return a_world(open_database(sqlite_url))
+
+
+class Inbox:
+    """The receiving end, as far as it is told which rules to use."""
+
+    def __init__(self) -> None:
+        self.used: list[str] = []
+
+    def use(self, ruleset: Any) -> None:
+        self.used.append(ruleset.version)
+
+
+def test_the_public_process_takes_up_what_is_published_while_it_runs(world: World) -> None:
+    inbox, book = Inbox(), Rulebook(world.sessions, triage().ruleset)
+    book.look(NOW)
+    new = variant(BEGGING_TODAY, effective_from="2020-01-01T00:00:00+07:00")
+
+    async def run() -> None:
+        task = asyncio.create_task(serve.follow_rules(book, inbox, every=0.01))  # type: ignore[arg-type]
+        assert await asyncio.to_thread(soon, lambda: inbox.used)
+        await asyncio.to_thread(publish, world, new, LONG_AGO)
+        assert await asyncio.to_thread(soon, lambda: inbox.used[-1] == "1.1.0")
+        task.cancel()
+
+    asyncio.run(run())
+    assert inbox.used[0] == "1.0.0"
+
+
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_a_fault_while_following_ends_neither_the_task_nor_the_rules(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox, book = Inbox(), Rulebook(world.sessions, triage().ruleset)
+    book.look(NOW)
+    look, tried = book.look, []
+
+    def sometimes(now: datetime) -> None:
+        tried.append(now)
+        if len(tried) == 1:
+            raise ZeroDivisionError
+        look(now)
+
+    monkeypatch.setattr(book, "look", sometimes)
+
+    async def run() -> None:
+        task = asyncio.create_task(serve.follow_rules(book, inbox, every=0.01))  # type: ignore[arg-type]
+        assert await asyncio.to_thread(soon, lambda: inbox.used)
+        task.cancel()
+
+    asyncio.run(run())
+    assert inbox.used[0] == "1.0.0"
+
+
+def test_intake_decides_by_the_rules_that_it_is_told_to_use(world: World) -> None:
+    class Writes:
+        """Stores at once, for one tip."""
+
+        async def submit(self, use_case: Any, *, blind: bool = False) -> Any:
+            from service.db import write
+
+            return write(world.sessions, use_case)
+
+    intake = world.intake(Writes())
+    levels = []
+    for ruleset in (triage().ruleset, variant(BEGGING_TODAY), NO_RULES):
+        intake.use(ruleset)
+        tip = a_tip("Please look.", sender=a_number(), stated=(told("begging", "yes"),))
+        levels.append(asyncio.run(intake.receive(tip)).level)
+
+    assert levels == ["P3", "P2", "P1"]
+
+
+def test_a_process_keeps_the_rules_of_its_release_and_starts_without_a_disk(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = triage().ruleset
+    assert serve.open_rules(world.sessions, release).at(NOW) is release
+    with world.sessions.read() as session:
+        assert session.get_one(KeptRuleset, release.content_hash).content == release.content
+
+    def full(_sessions: Sessions, _use_case: Any) -> Any:
+        raise StorageUnavailable
+
+    monkeypatch.setattr(serve, "write", full)
+    assert serve.open_rules(world.sessions, release).at(NOW) is release
+    assert rulesets.LOOK_EVERY.total_seconds() <= 10, "published rules are taken up soon"

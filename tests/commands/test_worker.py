@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,18 @@ from sqlalchemy import select
 
 from commands import worker
 from commands.worker import SteadyTime, build
-from service import cases, ceremony, ladder, metrics
+from service import cases, ceremony, ladder, metrics, rulesets
 from service.config import settings_from_environment
 from service.db import open_database, write
 from service.errors import Misconfigured
 from service.ledger.events import Ledger
-from service.models import JobState, OutboxJob, Sign
+from service.models import JobState, OutboxJob, Role, Sign
+from service.rulesets import Rulebook
 from service.schema import migrate
-from tests.builders import ORGANISATIONS, PLANS, World, a_number, a_tip
+from tests import ruling
+from tests.builders import ORGANISATIONS, PEOPLE, PLANS, World, _settle, a_number, a_tip, the_case, triage
 from tests.commands.builders import soon
+from tests.ruling import BEGGING_TODAY, propose, told, variant
 from tests.service.sending import everything_logged
 from tests.webhooks.simulator.builders import ACCOUNT, KEY, NUMBER, SECRET, a_provider, serving
 from webhooks.simulator.provider import Provider
@@ -459,3 +463,41 @@ def test_the_command_says_what_it_is_about(capsys: pytest.CaptureFixture[str]) -
         worker.main(["--help"])
     assert ended.value.code == 0
     assert "listens on nothing" in capsys.readouterr().out
+
+
+# --- the rules ---
+
+
+def test_the_worker_decides_open_cases_by_what_is_published_and_writes_down_what_lapsed(
+    installed: dict[str, str], founding: ceremony.Founding
+) -> None:
+    working = replace(built(), now=lambda: datetime.now(UTC))
+    world = a_world_of(working, founding)
+    [receipt] = world.receive(
+        a_tip("Please look.", sender=a_number(), received_at=working.now(), stated=(told("begging", "yes"),))
+    )
+    assert working.follow_rules(lambda: False) == 0, "nothing was published"
+    new = variant(BEGGING_TODAY, effective_from="2020-01-01T00:00:00+07:00", by=("u:supervisor", "u:oversight"))
+    began = working.now() - timedelta(hours=71)
+    propose(world, new, emergency=True, now=began)
+    ruling.sign(world, new, "supervisor", began)
+
+    assert replace(working, rules=Rulebook(working.sessions, triage().ruleset)).follow_rules(lambda: False) == 1
+    assert the_case(world, receipt.tip).level == "P2"
+
+    over = replace(working, now=lambda: began + timedelta(hours=73), rules=Rulebook(working.sessions, triage().ruleset))
+    over.follow_rules(lambda: False)
+    with world.sessions.read() as session:
+        [version] = rulesets.versions(session)
+    assert version.lapsed
+    assert the_case(world, receipt.tip).level == "P2", "rules that end lower nothing by themselves"
+
+
+def a_world_of(working: worker.Worker, founding: ceremony.Founding) -> World:
+    world = World(working.sessions, founding, working.watch.ledger)
+    people = {
+        **PEOPLE,
+        "supervisor": (Role.SUPERVISOR, "org-police", ("siem-reap",), "Ouk Samnang", "អ៊ុក សំណាង"),
+    }
+    write(world.sessions, partial(_settle, world=world, plans=PLANS, people=people))
+    return world

@@ -288,11 +288,10 @@ def test_an_emergency_names_two_and_oversight(lite: World, by: Any, why: str) ->
 def test_that_an_emergency_lapsed_is_written_down_once(world: World) -> None:
     propose(world, new := variant(BEGGING_TODAY, by=BOTH), emergency=True)
     sign(world, new, "supervisor")
-    lapse = partial(rulesets.lapse, ledger=world.ledger)
 
-    assert write(world.sessions, partial(lapse, now=NOW + EMERGENCY - 2 * SECOND)) == 0
-    assert write(world.sessions, partial(lapse, now=NOW + EMERGENCY)) == 1
-    assert write(world.sessions, partial(lapse, now=NOW + EMERGENCY)) == 0
+    assert rulesets.lapse(world.sessions, world.ledger, NOW + EMERGENCY - 2 * SECOND) == 0
+    assert rulesets.lapse(world.sessions, world.ledger, NOW + EMERGENCY) == 1
+    assert rulesets.lapse(world.sessions, world.ledger, NOW + EMERGENCY) == 0
     assert types(world)[-1] == EventType.RULES_LAPSED
 
 
