@@ -13,7 +13,7 @@ from typing import Any
 from sqlmodel import Session
 
 from commands.serve import open_ready_database, open_rules, read_deck
-from service import rulesets, shadow
+from service import publishing, rulesets, shadow
 from service.cases import reference
 from service.config import Settings, settings_from_environment
 from service.db import write
@@ -208,7 +208,7 @@ def _propose(settings: Settings, file: Path, account: str, *, emergency: bool) -
         with sessions.read() as session:
             found = shadow.replay(session, current, triage.ruleset, now)
         use_case = partial(
-            rulesets.propose,
+            publishing.propose,
             ledger=Ledger(settings.origin, cards.monitor().public),
             current=current,
             new=triage.ruleset,

@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 from sqlmodel import col
 
 from commands.serve import open_ready_database, open_rules, read_deck, read_relay, refuse_foreign_secrets
-from service import cases, ladder, logs, mailbox, metrics, rulesets, shadow
+from service import cases, ladder, logs, mailbox, metrics, publishing, shadow
 from service.config import Settings, read_secret, settings_from_environment
 from service.copies import Copies
 from service.db import Sessions, write
@@ -172,7 +172,7 @@ class Worker:
         now = self.now()
         ruleset = self.rules.current(now)
         if self.rules.ever_published and ruleset is not NO_RULES:
-            rulesets.lapse(self.sessions, self.watch.ledger, now)
+            publishing.lapse(self.sessions, self.watch.ledger, now)
             return shadow.decide_open_cases(self.sessions, replace(self.judge, ruleset=ruleset), now, stopping)
         return 0
 

@@ -19,12 +19,13 @@ from dashboards.desk import Desk, InWords, OurDesk, Who, team, unit_names
 from dashboards.forms import StaffForm, read_id
 from dashboards.pages import catalogue, render, signed_in
 from dashboards.words import Words, mark
-from service import rulesets, shadow
+from service import publishing, rulesets, shadow
 from service.cases import reference
 from service.db import Tx, write
 from service.errors import InvalidForm, NotFound
 from service.models import Case, Member, RulesetTick
-from service.rulesets import SIGNERS, Signature, Version
+from service.publishing import SIGNERS
+from service.rulesets import Signature, Version
 from service.shadow import Move, Replay
 from service.triage import NO_RULES, BadRuleset, Ruleset, load_lexicon
 from service.triage.changes import changes, may_fall
@@ -36,6 +37,10 @@ router = APIRouter(prefix="/rules")
 MOST_TICKS = 12  # of a form: the gate takes few fields
 _TICK = "case-"
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+FAULTY = mark("Published rules do not fit the history of the rules.")
+LOST = mark("No rules can be trusted, so everything is P1. Tell oversight and whoever runs the system now.")
+KEPT = mark("The older ones stay in force. Tell oversight and whoever runs the system.")
 
 UNREVIEWED: Mapping[str, str] = {
     "reasons of rules": mark("reasons of rules"),
@@ -73,8 +78,7 @@ def show(request: Request, desk: OurDesk, who: Who, words: InWords) -> Response:
     with desk.sessions.read() as session:
         known = _versions(session, who.viewer)
         values: dict[str, Any] = {
-            "broken": desk.rules.faulty or known is None,
-            "missing": ruleset is NO_RULES,
+            "trouble": trouble(desk, words),
             "head": _in_force(session, desk, words, ruleset, now),
             "waiting": _unreviewed(desk, words, ruleset),
             "groups": rule_words.grouped(words, ruleset),
@@ -85,6 +89,28 @@ def show(request: Request, desk: OurDesk, who: Who, words: InWords) -> Response:
         }
         frame = signed_in(request, words, team(who, unit_names(session, words)))
     return render(request, "rules.html", here="/rules", page="rules", **frame, **values)
+
+
+def trouble(desk: Desk, words: Words) -> list[dict[str, Any]]:
+    """Return that published rules could not be trusted, for the queue's page; it is the same for everyone."""
+    missing = desk.ruleset is NO_RULES  # asks, when the last look is some seconds old
+    if not desk.rules.faulty:
+        return []
+    then = words(LOST) if missing else words(KEPT)
+    return [{"words": f"{words(FAULTY)} {then}", "cases": []}]
+
+
+def to_sign(session: Session, words: Words, viewer: Viewer, now: datetime) -> list[dict[str, Any]]:
+    """Return the versions that wait for this person's signature, for the queue's page."""
+    if viewer.role not in SIGNERS:
+        return []
+    found = [
+        {"href": f"/rules/{version.hash}", "reference": words.digits(version.version)}
+        for version in _versions(session, viewer) or []
+        if (version.published_at is None or _pending(version))
+        and publishing.may_not_sign(session, viewer, version, rulesets.by_hash(session, version.hash), now) is None
+    ]
+    return [{"words": words("Rules wait for your signature:"), "cases": found}] if found else []
 
 
 def _versions(session: Session, viewer: Viewer) -> list[Version] | None:
@@ -212,7 +238,7 @@ def _version(session: Session, viewer: Viewer, version_hash: str) -> Version:
     """Return a version for those who may see what is proposed; for others it does not exist."""
     if viewer.role not in SIGNERS:
         raise NotFound("There are no such rules.")
-    return rulesets.find_version(session, viewer, version_hash)
+    return publishing.find_version(session, viewer, version_hash)
 
 
 def _proposal(
@@ -239,7 +265,7 @@ def _replay(session: Session, words: Words, viewer: Viewer, version: Version, fo
     """Return the replay as this person may see it: cases that exist for them by name, the others counted."""
     ids = [move.case for move in found.moves]
     seen = set(session.scalars(select(col(Case.id)).where(col(Case.id).in_(ids), readable(viewer))).all())
-    open_falls = {move.case for move in rulesets.unticked(session, version.hash, found)}
+    open_falls = {move.case for move in publishing.unticked(session, version.hash, found)}
     ticks = session.scalars(select(RulesetTick).where(col(RulesetTick.ruleset) == version.hash)).all()
     by = {(tick.case, tick.after): tick.member for tick in ticks}
     mine = [move for move in found.falls if move.case in seen]
@@ -301,9 +327,9 @@ def _steps(
     now: datetime,
 ) -> dict[str, Any]:
     """Return what this person may do: tick, sign, refuse, or why they may not sign."""
-    objection = rulesets.may_not_sign(session, viewer, version, new, now)
-    wrote = viewer.member in rulesets.writers(session, version, new)
-    unticked = rulesets.unticked(session, version.hash, found) if found is not None else []
+    objection = publishing.may_not_sign(session, viewer, version, new, now)
+    wrote = viewer.member in publishing.writers(session, version, new)
+    unticked = publishing.unticked(session, version.hash, found) if found is not None else []
     ended = (
         version.refused is not None
         or version.over_at(now)
@@ -330,7 +356,7 @@ def tick(version_hash: VersionHash, form: Annotated[TickForm, Form()], desk: Our
     cases = [read_id(name.removeprefix(_TICK)) for name in names]
     found = _found(desk, who.viewer, version_hash)
     use_case = partial(
-        rulesets.tick, viewer=who.viewer, version_hash=version_hash, cases=cases, shadow=found, now=desk.clock()
+        publishing.tick, viewer=who.viewer, version_hash=version_hash, cases=cases, shadow=found, now=desk.clock()
     )
     write(desk.sessions, use_case)
     return RedirectResponse(f"/rules/{version_hash}#falls", 303)
@@ -343,7 +369,7 @@ def approve(version_hash: VersionHash, form: Annotated[StaffForm, Form()], desk:
     current = desk.ruleset
 
     def use_case(tx: Tx) -> None:
-        rulesets.sign(tx, desk.ledger, who.viewer, version_hash, current, found, now)
+        publishing.sign(tx, desk.ledger, who.viewer, version_hash, current, found, now)
 
     write(desk.sessions, use_case)
     desk.rules.look(now)
@@ -354,7 +380,7 @@ def approve(version_hash: VersionHash, form: Annotated[StaffForm, Form()], desk:
 def refuse(version_hash: VersionHash, form: Annotated[StaffForm, Form()], desk: OurDesk, who: Who) -> Response:
     """End a proposal."""
     use_case = partial(
-        rulesets.refuse, ledger=desk.ledger, viewer=who.viewer, version_hash=version_hash, now=desk.clock()
+        publishing.refuse, ledger=desk.ledger, viewer=who.viewer, version_hash=version_hash, now=desk.clock()
     )
     write(desk.sessions, use_case)
     return RedirectResponse(f"/rules/{version_hash}", 303)

@@ -6,7 +6,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from service import rulesets, shadow, staff
+from service import publishing, rulesets, shadow, staff
 from service.db import Sessions, write
 from service.models import Role
 from service.triage import Fact, Ruleset, Source, build_ruleset
@@ -100,7 +100,7 @@ def propose(world: World, new: Ruleset, *, by: str = "screener", emergency: bool
     current = in_force(world, now)
     found = replayed(world.sessions, current, new, now)
     use_case = partial(
-        rulesets.propose,
+        publishing.propose,
         ledger=world.ledger,
         current=current,
         new=new,
@@ -119,13 +119,13 @@ def sign(world: World, new: Ruleset, who: str, now: datetime = NOW) -> rulesets.
     found = replayed(world.sessions, current, new, now)
     return write(
         world.sessions,
-        lambda tx: rulesets.sign(tx, world.ledger, viewer, new.content_hash, current, found, now),
+        lambda tx: publishing.sign(tx, world.ledger, viewer, new.content_hash, current, found, now),
     )
 
 
 def tick(world: World, new: Ruleset, who: str, *cases: Any, now: datetime = NOW) -> None:
     found, viewer = replayed(world.sessions, in_force(world, now), new, now), world.signed_in(who, now).viewer
-    write(world.sessions, lambda tx: rulesets.tick(tx, viewer, new.content_hash, cases, found, now))
+    write(world.sessions, lambda tx: publishing.tick(tx, viewer, new.content_hash, cases, found, now))
 
 
 def publish(world: World, new: Ruleset, now: datetime = NOW) -> None:

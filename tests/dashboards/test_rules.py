@@ -131,6 +131,8 @@ def test_rules_that_do_not_fit_their_history_are_said_on_the_page(
     page = Browser(fresh, world.cookie("screener", clock.now), "en").open("/rules")
     assert page.status == 200
     assert "everything is P1" in page.text
+    assert "everything is P1" in Browser(fresh, world.cookie("screener", clock.now), "en").open("/queue").text
+    assert "do not fit" not in browse("screener").open("/queue").text, "a process that runs has seen nothing of it"
 
 
 # --- proposed ---
@@ -216,6 +218,18 @@ def test_an_author_and_whoever_is_not_named_are_told_why_they_cannot_sign(browse
     assert refused.status == 403
     assert "cannot approve them" in refused.text
     assert in_force(world) is SHIPPED
+
+
+def test_whoever_is_named_hears_of_it_in_the_queue_until_they_have_signed(browse: Browse, world: World) -> None:
+    new = variant(BEGGING_TODAY, by=("u:supervisor", "u:oversight"))
+    propose(world, new)
+    told_of = "Rules wait for your signature: 1.1.0"
+
+    assert told_of in browse("supervisor").open("/queue").text
+    assert told_of not in browse("screener").open("/queue").text
+    sign(world, new, "supervisor")
+    assert told_of not in browse("supervisor").open("/queue").text
+    assert told_of in browse("oversight").open("/queue").text
 
 
 def test_one_person_refuses(browse: Browse, world: World) -> None:

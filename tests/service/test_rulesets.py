@@ -9,12 +9,13 @@ import pytest
 from sqlalchemy import exc, select, text
 from sqlmodel import col
 
-from service import rulesets
+from service import publishing, rulesets
 from service.db import Sessions, open_database, write
 from service.errors import Forbidden, HotlineError, Invalid, NoSuchCase, NotFound, StorageUnavailable, WrongState
 from service.ledger.events import EventType
 from service.models import CaseDecision, KeptRuleset, LedgerEvent, Role, RulesetTick, Sign
-from service.rulesets import EMERGENCY, Rulebook
+from service.publishing import EMERGENCY
+from service.rulesets import Rulebook
 from service.triage import NO_RULES, BadRuleset, Ruleset, replay
 from tests.builders import NOW, PEOPLE, World, a_number, a_tip, a_world, the_case, triage
 from tests.ruling import (
@@ -175,7 +176,7 @@ def test_what_is_proposed_does_not_exist_for_other_roles(lite: World) -> None:
 def test_a_refused_proposal_has_ended(lite: World) -> None:
     propose(lite, new := variant(BEGGING_TODAY))
     viewer = lite.signed_in("supervisor").viewer
-    write(lite.sessions, lambda tx: rulesets.refuse(tx, lite.ledger, viewer, new.content_hash, NOW))
+    write(lite.sessions, lambda tx: publishing.refuse(tx, lite.ledger, viewer, new.content_hash, NOW))
 
     with pytest.raises(Forbidden, match="has ended"):
         sign(lite, new, "oversight")
@@ -216,7 +217,7 @@ def test_a_tick_stands_for_the_fall_that_was_seen_alone(lite: World) -> None:
 
     with lite.sessions.read() as session:
         left = [
-            rulesets.unticked(session, new.content_hash, replayed(lite.sessions, SHIPPED, rules))
+            publishing.unticked(session, new.content_hash, replayed(lite.sessions, SHIPPED, rules))
             for rules in (new, deeper)
         ]
     assert [[move.after for move in falls] for falls in left] == [[], ["P4"]]
@@ -289,9 +290,9 @@ def test_that_an_emergency_lapsed_is_written_down_once(world: World) -> None:
     propose(world, new := variant(BEGGING_TODAY, by=BOTH), emergency=True)
     sign(world, new, "supervisor")
 
-    assert rulesets.lapse(world.sessions, world.ledger, NOW + EMERGENCY - 2 * SECOND) == 0
-    assert rulesets.lapse(world.sessions, world.ledger, NOW + EMERGENCY) == 1
-    assert rulesets.lapse(world.sessions, world.ledger, NOW + EMERGENCY) == 0
+    assert publishing.lapse(world.sessions, world.ledger, NOW + EMERGENCY - 2 * SECOND) == 0
+    assert publishing.lapse(world.sessions, world.ledger, NOW + EMERGENCY) == 1
+    assert publishing.lapse(world.sessions, world.ledger, NOW + EMERGENCY) == 0
     assert types(world)[-1] == EventType.RULES_LAPSED
 
 
