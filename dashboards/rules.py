@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from dashboards.words import Words, mark
 from service import publishing, rulesets, shadow
 from service.cases import reference
 from service.db import Tx, write
-from service.errors import InvalidForm, NotFound
+from service.errors import CannotOpen, InvalidForm, NotFound
 from service.models import Case, Member, RulesetTick
 from service.publishing import SIGNERS
 from service.rulesets import Signature, Version
@@ -104,12 +105,13 @@ def to_sign(session: Session, words: Words, viewer: Viewer, now: datetime) -> li
     """Return the versions that wait for this person's signature, for the queue's page."""
     if viewer.role not in SIGNERS:
         return []
-    found = [
-        {"href": f"/rules/{version.hash}", "reference": words.digits(version.version)}
-        for version in _versions(session, viewer) or []
-        if (version.published_at is None or _pending(version))
-        and publishing.may_not_sign(session, viewer, version, rulesets.by_hash(session, version.hash), now) is None
-    ]
+    found = []
+    for version in _versions(session, viewer) or []:
+        if version.published_at is None or _pending(version):
+            with suppress(CannotOpen):  # one that cannot be read is signed by nobody
+                new = _content(session, version)
+                if publishing.may_not_sign(session, viewer, version, new, now) is None:
+                    found.append({"href": f"/rules/{version.hash}", "reference": words.digits(version.version)})
     return [{"words": words("Rules wait for your signature:"), "cases": found}] if found else []
 
 
@@ -217,7 +219,7 @@ def show_version(request: Request, version_hash: VersionHash, desk: OurDesk, who
     current = desk.ruleset
     with desk.sessions.read() as session:
         version = _version(session, who.viewer, version_hash)
-        new = rulesets.by_hash(session, version.hash)
+        new = _content(session, version)
         proposed = version.published_at is None and version.refused is None
         found = shadow.replay(session, current, new, now) if proposed else None
         made = changes(current, new)
@@ -239,6 +241,14 @@ def _version(session: Session, viewer: Viewer, version_hash: str) -> Version:
     if viewer.role not in SIGNERS:
         raise NotFound("There are no such rules.")
     return publishing.find_version(session, viewer, version_hash)
+
+
+def _content(session: Session, version: Version) -> Ruleset:
+    """Return what a version says. Raises CannotOpen for one that is not what was proposed."""
+    try:
+        return rulesets.by_hash(session, version.hash)
+    except BadRuleset as fault:
+        raise CannotOpen("A stored ruleset is not the one that was proposed.") from fault
 
 
 def _proposal(
@@ -390,4 +400,4 @@ def _found(desk: Desk, viewer: Viewer, version_hash: str) -> Replay:
     """Return the replay of a version over what is stored now, outside the transaction that writes."""
     with desk.sessions.read() as session:
         version = _version(session, viewer, version_hash)
-        return shadow.replay(session, desk.ruleset, rulesets.by_hash(session, version.hash), desk.clock())
+        return shadow.replay(session, desk.ruleset, _content(session, version), desk.clock())

@@ -79,7 +79,7 @@ def _objection(tx: Session, new: Ruleset, proposer: Member, *, oversight: bool, 
         return "Who proposes it cannot be among those who approve it."
     if oversight and not any(signer.role == Role.OVERSIGHT for signer in signers):
         return "approved_by must name oversight: a level could fall by it, or it is an emergency."
-    if emergency and len(signers) < 2:
+    if emergency and len({signer.id for signer in signers}) < 2:
         return "An emergency names two who approve: the first puts it in force, the other ratifies it."
     return None
 

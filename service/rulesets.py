@@ -94,7 +94,7 @@ def by_hash(session: Session, content_hash: str) -> Ruleset:
     content = session.scalar(select(col(KeptRuleset.content)).where(col(KeptRuleset.hash) == content_hash))
     if content is None:
         raise BadRuleset("a ruleset is not stored here")
-    return _restored(content, content_hash)
+    return _restored(bytes(content), content_hash)
 
 
 @lru_cache(maxsize=16)
@@ -114,13 +114,16 @@ class _Event:
 def versions(session: Session) -> list[Version]:
     """Return every ruleset that was ever proposed, oldest first. Raises BadRuleset where the history does not fit."""
     found: dict[str, Version] = {}
-    for event in _history(session):
-        name = event.fields["hash"]
-        if event.type == EventType.RULES_PROPOSED and event.by is not None:
-            fields = event.fields
-            found[name] = Version(name, fields["version"], fields["lexicon"], fields["emergency"], event.by)
-        else:
-            found[name] = _after(found[name], event)
+    try:
+        for event in _history(session):
+            name = event.fields["hash"]
+            if event.type == EventType.RULES_PROPOSED and event.by is not None:
+                fields = event.fields
+                found[name] = Version(name, fields["version"], fields["lexicon"], fields["emergency"], event.by)
+            else:
+                found[name] = _after(found[name], event)
+    except (ValueError, KeyError, TypeError) as fault:
+        raise BadRuleset("the history of the rules cannot be read") from fault
     return list(found.values())
 
 
@@ -252,7 +255,7 @@ class Rulebook:
         self.faulty, self._trusted = False, True
         try:
             known = [version for version in versions(session) if version.published_at is not None]
-        except (BadRuleset, ValueError, KeyError, TypeError) as fault:
+        except BadRuleset as fault:
             log.error("rules_history_refused", error=type(fault).__name__)
             self.faulty, self._trusted = True, False
             return
@@ -262,7 +265,7 @@ class Rulebook:
     def _loaded(self, session: Session, version: Version) -> Ruleset | None:
         try:
             ruleset = by_hash(session, version.hash)
-        except (BadRuleset, ValueError, KeyError, TypeError) as fault:
+        except BadRuleset as fault:
             log.error("ruleset_not_loaded", revision=version.version, error=type(fault).__name__)
             self.faulty = True
             return None

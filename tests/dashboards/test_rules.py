@@ -232,6 +232,19 @@ def test_whoever_is_named_hears_of_it_in_the_queue_until_they_have_signed(browse
     assert told_of in browse("oversight").open("/queue").text
 
 
+def test_a_proposal_that_was_changed_is_not_shown_and_hurts_no_other_page(browse: Browse, world: World) -> None:
+    propose(world, FALLS_NOTHING)
+    with world.sessions.writing.begin() as connection:
+        connection.execute(text("DROP TRIGGER ruleset_no_update"))
+        connection.execute(text("UPDATE ruleset SET content = X'00'"))
+
+    page = browse("oversight").open(f"/rules/{FALLS_NOTHING.content_hash}")
+    assert page.status == 500
+    assert "cannot be trusted" in page.text
+    for path in ("/queue", "/rules"):
+        assert browse("oversight").open(path).status == 200
+
+
 def test_one_person_refuses(browse: Browse, world: World) -> None:
     propose(world, FALLS_NOTHING)
     supervisor, path = browse("supervisor"), f"/rules/{FALLS_NOTHING.content_hash}"

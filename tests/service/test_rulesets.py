@@ -280,7 +280,14 @@ def test_what_was_published_before_an_emergency_is_in_force_after_it(lite: World
     assert in_force(lite, NOW + timedelta(hours=73)).content_hash == before.content_hash
 
 
-@pytest.mark.parametrize(("by", "why"), [(("u:oversight",), "names two"), (("u:supervisor",), "must name oversight")])
+@pytest.mark.parametrize(
+    ("by", "why"),
+    [
+        (("u:oversight",), "names two"),
+        (("u:oversight", "u:Oversight "), "names two"),
+        (("u:supervisor",), "must name oversight"),
+    ],
+)
 def test_an_emergency_names_two_and_oversight(lite: World, by: Any, why: str) -> None:
     with pytest.raises(Invalid, match=why):
         propose(lite, variant(BEGGING_TODAY, by=by), emergency=True)
@@ -382,6 +389,7 @@ FORGED = [
     "UPDATE ledger_field SET value = CAST('\"2020-01-01T00:00:00Z\"' AS BLOB) WHERE name = 'effective'",
     "UPDATE ledger_field SET value = CAST(replace(value, '1', '2') AS BLOB) WHERE name = 'hash'",
     "DELETE FROM ledger_field WHERE name = 'until'",
+    "UPDATE ledger_field SET value = X'7B' WHERE name = 'hash'",
     "UPDATE ledger_event SET type = 'rules:version:refused' WHERE type = 'rules:version:published'",
     "UPDATE ledger_event SET body = CAST(replace(body, 'oversight', 'supervisor') AS BLOB) WHERE type LIKE 'rules:%'",
 ]
