@@ -27,6 +27,7 @@ Browse = Callable[..., Browser]
 
 # All that is reached without a session. Whoever adds to it must say why here:
 # signing in has none yet; health is asked by machines; style and icon hold nothing.
+RULES = "ab" * 32  # the hash of a version that is not there
 WITHOUT_SESSION = {
     ("GET", "/sign-in"),
     ("POST", "/sign-in"),
@@ -63,6 +64,7 @@ def address(path: str, case: object) -> str:
     filled = path
     for place in ("{case_id}", "{text_id}", "{lowering_id}"):
         filled = filled.replace(place, str(case))
+    filled = filled.replace("{version_hash}", RULES)
     assert "{" not in filled, path
     return "/static/staff.css" if filled == "/static" else filled
 
@@ -81,6 +83,9 @@ def fields_of(path: str) -> dict[str, str]:
         "/cases/{case_id}/lower": {"version": "2", "level": "P4", "fact": "confined_now", "reason": "x" * 40},
         "/cases/{case_id}/questions": {"mailbox": "0b0b0b0b0b0b4b0b8b0b0b0b0b0b0b0b", "words": "Is there a sign?"},
         "/cases/{case_id}/challenge": {"note": "It was looked into."},
+        "/rules/{version_hash}/tick": {"case-0b0b0b0b-0b0b-4b0b-8b0b-0b0b0b0b0b0b": "1"},
+        "/rules/{version_hash}/approve": {},
+        "/rules/{version_hash}/refuse": {},
         "/cases/{case_id}/lower/{lowering_id}/agree": {"version": "2"},
         "/cases/{case_id}/lower/{lowering_id}/refuse": {"version": "2", "reason": "It did not change."},
     }[path]
