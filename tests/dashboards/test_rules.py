@@ -149,6 +149,13 @@ def test_a_proposal_exists_for_supervisors_and_oversight_alone(browse: Browse, w
     assert FALLS.content_hash in browse("oversight").open("/rules").html
 
 
+def test_who_signed_a_published_version_is_for_supervisors_and_oversight_too(browse: Browse, world: World) -> None:
+    publish(world, FALLS_NOTHING)
+
+    assert browse("screener").open(f"/rules/{FALLS_NOTHING.content_hash}").status == 404
+    assert browse("supervisor").open(f"/rules/{FALLS_NOTHING.content_hash}").status == 200
+
+
 @pytest.mark.parametrize("name", ["x", "00" * 32, "A" * 64])
 def test_rules_that_are_not_there_are_not_found(browse: Browse, name: str) -> None:
     assert browse("oversight").open(f"/rules/{name}").status == 404
