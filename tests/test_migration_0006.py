@@ -11,7 +11,7 @@ from tests.test_migrations import OLD_ROWS, empty_url
 
 __all__ = ["empty_url"]  # a fixture
 
-BEFORE = "0004"
+BEFORE = "0005"
 RULESET = (
     "INSERT INTO ruleset (hash, name, version, content, kept_at) VALUES ('aa', 'r', '1', X'00', '2027-03-09 07:00')"
 )
