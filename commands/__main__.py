@@ -26,6 +26,7 @@ COMMANDS = {
     "migrate": "commands.migrate",
     "bench": "commands.bench",
     "rules": "commands.rules",
+    "staff": "commands.staff",
     "lint": "commands.lint",
 }
 

@@ -22,6 +22,7 @@ from commands.demo_folder import DEFAULT, DISK_FULL, KEYS, LOGS, CannotStart, De
 from commands.processes import Child, ChildEnded, logged
 from service import logs
 from service.errors import BadCards, BadNote, Unavailable
+from service.models import Role
 from service.schema import migrate
 from service.vault.cards import read_cards, read_relay_note
 
@@ -49,6 +50,7 @@ All keys lie under one user: this protects nobody and is for trying only.
   {public}   what the public sees    ទំព័រសាធារណៈ
 
 Sign in at the second one. The passphrase of every account is: {passphrase}
+The code of its phone, a new one every 30 seconds and each good once: ./hotline simulate code ACCOUNT
 ចូលដោយប្រើឈ្មោះមួយក្នុងចំណោមនេះ៖
 
 {accounts}
@@ -278,6 +280,8 @@ def summary(folder: DemoFolder, ports: Ports, seconds: float) -> str:
     units = {plan.id: plan for plan in PLANS}
     accounts = [
         f"  {p.account:<14} {p.role:<13} {p.name}, {units[p.unit].name}   {p.name_km} {units[p.unit].name_km}"
+        if p.role != Role.ADMIN
+        else f"  {p.account:<14} {p.role:<13} {p.name}, reads no case   {p.name_km} មិនអានសំណុំរឿងទេ"
         for p in PEOPLE
     ]
     return READY.format(

@@ -3,6 +3,7 @@
 All of it is invented. Khmer names of units and organisations are unreviewed drafts.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,14 @@ from service.models import Level, Role
 from service.reading import REASONS
 from service.vault.cards import UnitKind
 
-PASSPHRASE = "young shoots replace old bamboo"  # noqa: S105 - of invented people; it is printed at every start
+# Of invented people: printed at every start, and the phone's secret is known to all who have this file.
+PASSPHRASE = "young shoots replace old bamboo"  # noqa: S105
+
+
+def totp_secret(account: str) -> bytes:
+    """Return the second factor's secret of a demo account, 20 bytes; ``./hotline simulate code`` prints its codes."""
+    return hashlib.sha256(b"bamboo demo second factor|" + account.encode()).digest()[:20]
+
 
 ORGANISATIONS: Mapping[str, tuple[str, str]] = {
     "lotus-line": ("Lotus Line (NGO)", "បណ្តាញផ្កាឈូក (អង្គការ)"),
@@ -45,7 +53,7 @@ PLANS = (
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Somebody with an account, in one unit."""
+    """Somebody with an account, in one unit. An administrator belongs to its organisation and holds no key of it."""
 
     account: str
     role: Role
@@ -63,6 +71,8 @@ PEOPLE = (
     Person("supervisor", Role.SUPERVISOR, "siem-reap", "Keo Pisey", "កែវ ពិសី"),
     Person("integrity", Role.INVESTIGATOR, "integrity", "Chea Kunthea", "ជា គន្ធា"),
     Person("oversight", Role.OVERSIGHT, "oversight", "Lim Sreymom", "លឹម ស្រីមុំ"),
+    Person("oversight2", Role.OVERSIGHT, "oversight-2", "Yim Chanthou", "យឹម ចន្ធូ"),
+    Person("admin", Role.ADMIN, "monitor", "Mao Vibol", "ម៉ៅ វិបុល"),
 )
 
 # Whom the worker texts, as in HOTLINE_DUTY.

@@ -27,7 +27,7 @@ from service.history import NameKeys
 from service.intake import IncomingTip, Intake, Pepper
 from service.ladder import Watch
 from service.ledger.events import Ledger
-from service.models import Channel, Clock, Member, Tip
+from service.models import Channel, Clock, Member, Role, Tip
 from service.relay import Relay
 from service.schema import migrate
 from service.staff import SignedIn
@@ -155,8 +155,11 @@ def _join(tx: Tx, *, made: Installation, person: Person) -> tuple[Member, Member
         role=person.role,
         password=cast.PASSPHRASE,
         now=made.clock,
+        totp_secret=cast.totp_secret(person.account),
     )
-    staff.grant(tx, made.ledger, card, made.founding.unit_privates[card.unit], member, member, keys, made.clock)
+    if person.role != Role.ADMIN:
+        private, row_key = made.founding.unit_privates[card.unit], made.founding.row_key
+        staff.grant(tx, made.ledger, row_key, card, private, member, member, keys, made.clock)
     tx.flush()
     tx.refresh(member)
     tx.expunge(member)

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, Request
 
 from commands import simulator
+from commands.demo_cast import PEOPLE, totp_secret
 from commands.demo_folder import DEFAULT, SETTINGS
 from service.config import Settings, read_secret, read_settings, settings_from_environment
 from service.errors import Misconfigured
+from service.vault import totp
 from webhooks.simulator.signing import SMS_PATH, new_sid, sign, sms_fields
 
 PATIENCE = 15.0  # Twilio gives up then (twilio.md section 4)
@@ -61,6 +64,13 @@ examples:
 A provider that heard no answer delivers again; a second delivery must change nothing.
 """
 
+CODE = """\
+example:
+  ./hotline simulate code screener
+
+Each code is good once, for about a minute. Real accounts have a phone, and nobody else can print their codes.
+"""
+
 HELP = "is the demo running? Start it in another terminal: ./hotline demo"
 NOBODY = "not taken: nobody answered; Twilio would keep the text and the app would fetch it later"
 
@@ -80,6 +90,8 @@ def main(arguments: list[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     _check(parser, options)
+    if options.kind == "code":
+        return _code(options.account)
     settings = find_settings()
     if options.kind == "serve":
         return simulator.serve(settings)
@@ -94,6 +106,14 @@ def main(arguments: list[str]) -> int:
     except simulator.Failed as reason:
         print(f"hotline simulate: {reason}", file=sys.stderr)
         return 1
+
+
+def _code(account: str) -> int:
+    """Print what the phone of a demo account shows now: its secret is in the source, so this opens no other account."""
+    now = datetime.now(UTC)
+    print(totp.code_at(totp_secret(account), now))
+    print(f"good for signing in once; a new one in {totp.STEP - int(now.timestamp()) % totp.STEP} s", file=sys.stderr)
+    return 0
 
 
 # --- through the simulator ------------------------------------------------------------------------------
@@ -178,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="sms|retry|outage|serve")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="sms|retry|outage|code|serve")
     sms = _kind(kinds, "sms", "a text message", "Send a text message, signed like Twilio signs it.", EPILOG)
     sms.add_argument("text", help="what the message says, in any language")
     sms.add_argument("--from", dest="sender", default=SENDER, metavar="+855...", help=f"the phone (default: {SENDER})")
@@ -197,6 +217,8 @@ def _parser() -> argparse.ArgumentParser:
     lasting.add_argument("--times", type=int, metavar="N", help="the next N requests (default: until --end)")
     lasting.add_argument("--minutes", type=float, metavar="M", help="for M minutes; then all is well again")
     lasting.add_argument("--end", action="store_true", help="all is well again")
+    code = _kind(kinds, "code", "the second factor of a demo account", "Print the code that a phone shows now.", CODE)
+    code.add_argument("account", choices=[person.account for person in PEOPLE], help="the account's name")
     _kind(kinds, "serve", "the simulator itself", "Run the simulator (the demo does this): its page and REST side.", "")
     return parser
 

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from dashboards import case, levels, questions, queue, rules, sign_in
+from dashboards import case, join, levels, people, questions, queue, rules, sign_in, staff
 from dashboards.desk import Desk, OurDesk
 from dashboards.gate import Gate
 from dashboards.pages import HERE, catalogue, refusal
@@ -29,6 +29,8 @@ def create_app(desk: Desk) -> FastAPI:
     app.add_api_route("/health/live", live, methods=["GET"])
     app.add_api_route("/health/ready", ready, methods=["GET"])
     for router in (sign_in.router, queue.router, case.router, levels.router, questions.router, rules.router):
+        app.include_router(router)
+    for router in (join.router, staff.router, people.router):
         app.include_router(router)
     return app
 

@@ -21,6 +21,7 @@ from service.models import Unit
 from service.rulesets import Rulebook
 from service.staff import SignedIn
 from service.triage import Ruleset
+from service.turns import Turns
 from service.vault.cards import Cards
 
 log = structlog.get_logger("dashboards")
@@ -28,7 +29,7 @@ log = structlog.get_logger("dashboards")
 
 @dataclass(frozen=True)
 class Desk:
-    """Everything the staff app holds. It keeps nothing between two requests.
+    """Everything the staff app holds. It keeps nothing between two requests but whose password is tried next.
 
     row_key: 32 bytes, the key of row tags. rules: judge the facts that staff confirm. clock: the present moment, aware.
     health: a name and whether it is well, for ``/health/ready``; a value that is False makes the app not ready.
@@ -42,6 +43,7 @@ class Desk:
     rules: Rulebook
     clock: Callable[[], datetime]
     health: Callable[[], Mapping[str, Any]]
+    turns: Turns = field(default_factory=Turns)
 
     @property
     def ruleset(self) -> Ruleset:
@@ -73,9 +75,15 @@ def words_of(request: Request) -> Words:
     return words
 
 
+def address_of(request: Request) -> str:
+    """Return the address that a request comes from, for a fair turn at signing in; headers of a proxy do not count."""
+    return request.client.host if request.client else ""
+
+
 OurDesk = Annotated[Desk, Depends(desk_of)]
 Who = Annotated[SignedIn, Depends(who_of)]
 InWords = Annotated[Words, Depends(words_of)]
+Address = Annotated[str, Depends(address_of)]
 
 
 def unit_names(session: Session, words: Words) -> dict[str, str]:

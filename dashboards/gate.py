@@ -18,10 +18,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dashboards.desk import Desk
 from dashboards.pages import COOKIE, refusal, speak
 from dashboards.words import Language
-from service import staff
-from service.errors import Forbidden, Invalid, Unauthenticated
+from service import register, staff
+from service.errors import EndedSession, Forbidden, Invalid, Unauthenticated
 
-OPEN = frozenset({"/sign-in", "/health/live", "/health/ready"})
+OPEN = frozenset({"/sign-in", "/join", "/health/live", "/health/ready"})
 OPEN_BELOW = "/static/"
 SAFE = frozenset({"GET", "HEAD"})
 LONGEST_FORM = 32 * 1024
@@ -104,7 +104,14 @@ class Gate:
             raise Unauthenticated("Please sign in.")
         desk = self._desk
         resume = partial(staff.resume, by_hand=BY_ITSELF not in request.query_params)
-        who = await run_in_threadpool(resume, desk.sessions, desk.row_key, desk.cards, cookie, desk.clock())
+        now = desk.clock()
+        try:
+            who = await run_in_threadpool(resume, desk.sessions, desk.row_key, desk.cards, cookie, now)
+        except EndedSession:
+            await run_in_threadpool(staff.note_ended, desk.sessions, desk.ledger, cookie, now)
+            raise
+        if not who.whole:
+            await run_in_threadpool(register.report, desk.sessions, desk.ledger, desk.row_key, now)
         if request.method not in SAFE and not hmac.compare_digest(form.get("t", "").encode(), who.csrf.encode()):
             raise Forbidden("This form is not from a page of this sign-in. Load the page again.")
         request.state.who = who

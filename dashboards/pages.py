@@ -1,10 +1,11 @@
 """Pages: Jinja templates that get values and never query, and one page in plain words for every refusal."""
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -18,6 +19,7 @@ from service import errors
 from service.problems import status_of
 
 HERE = Path(__file__).parent
+_LOCAL = re.compile(r"(?:/[a-z0-9-]+)+", re.ASCII)
 COOKIE = "__Host-hl"
 RETRY_AFTER = "60"
 
@@ -88,6 +90,18 @@ DETAILS = (
     mark("These rules do not name you among those who approve them."),
     mark("Who wrote or proposed these rules cannot approve them."),
     mark("Who wrote or proposed these rules cannot tick what falls by them."),
+    mark("Another person must sign this."),
+    mark("Nobody else holds the key of a unit of theirs. Let somebody in first."),
+    mark("Only somebody who sits in the unit lets others in."),
+    mark("The same waits for its second person already."),
+    mark("The register of people was changed outside the system. Nobody is let in until two have looked."),
+    mark("There is nothing to change."),
+    mark("This account cannot be let in."),
+    mark("This account has left already."),
+    mark("This account sits in the unit already."),
+    mark("This role has no seat in such a unit."),
+    mark("This role may not change that account."),
+    mark("This role may not invite such a person."),
 )
 STATUSES: Mapping[int, tuple[str, str]] = {
     405: (mark("This cannot be done from here"), mark("Nothing was changed.")),
@@ -133,6 +147,7 @@ def render(request: Request, template: str, *, status: int = 200, here: str, **v
         "team": "",
         "token": "",
         "page": "",
+        "register_differs": False,
     }
     html = _environment().get_template(template).render(frame | values)
     return HTMLResponse(html, status)
@@ -141,7 +156,8 @@ def render(request: Request, template: str, *, status: int = 200, here: str, **v
 def signed_in(request: Request, words: Words, team: str) -> dict[str, Any]:
     """Return the values that a page of a signed-in person needs for its frame."""
     who = request.state.who
-    return {"who": words.of_two(who.viewer.name, who.viewer.name_km), "team": team, "token": who.csrf}
+    name = words.of_two(who.viewer.name, who.viewer.name_km)
+    return {"who": name, "team": team, "token": who.csrf, "register_differs": not who.whole}
 
 
 def refusal(request: Request, error: Exception) -> Response:
@@ -151,6 +167,8 @@ def refusal(request: Request, error: Exception) -> Response:
     """
     if isinstance(error, errors.Unauthenticated):
         return _to_sign_in(request)
+    if isinstance(error, errors.StepUpNeeded):
+        return RedirectResponse(f"/step-up?{urlencode({'next': _page_of(request)})}", 303)
     if isinstance(error, RequestValidationError):
         error = errors.Invalid("")
     if isinstance(error, HTTPException):
@@ -188,6 +206,18 @@ def _to_sign_in(request: Request) -> Response:
     if COOKIE in request.cookies:
         forget(answer)
     return answer
+
+
+def _page_of(request: Request) -> str:
+    """Return the page that a request came from: itself, or for a form the page that it stood on."""
+    if request.method in ("GET", "HEAD"):
+        return local_path(request.url.path)
+    return local_path(urlsplit(request.headers.get("referer", "")).path)
+
+
+def local_path(text: str) -> str:
+    """Return `text` if it is a plain path of this app, else the page of one's account: a link leads nowhere else."""
+    return text if _LOCAL.fullmatch(text) else "/staff"
 
 
 def remember(answer: Response, cookie: str) -> None:

@@ -5,8 +5,11 @@ HotlineError
 ├── Invalid                  input that can be corrected                      422
 │   └── InvalidForm          which field, and what to write instead
 ├── Unauthenticated          nobody is signed in                              401
+│   ├── WrongCode            the second factor does not fit
+│   └── EndedSession         a cookie of a session that was ended
 ├── Forbidden                signed in, but not for this                      403
-│   └── BadSignature         a webhook that the provider did not sign
+│   ├── BadSignature         a webhook that the provider did not sign
+│   └── StepUpNeeded         password and code are asked for again first
 ├── NotFound                 does not exist, or not for this person           404
 │   └── NoSuchCase
 ├── Conflict                 the world moved while this was prepared          409
@@ -55,8 +58,25 @@ class Unauthenticated(HotlineError):
     """Please sign in."""
 
 
+class WrongCode(Unauthenticated):
+    """The second factor does not fit."""
+
+    def __init__(self, why: str, *, minutes: int = 0) -> None:
+        super().__init__("The name, the password or the code is wrong.")
+        self.why = why  # "code", "replay" or "skew"
+        self.minutes = minutes  # how far ahead of ours the phone's clock is
+
+
+class EndedSession(Unauthenticated):
+    """This session was ended."""
+
+
 class Forbidden(HotlineError):
     """This account may not do that."""
+
+
+class StepUpNeeded(Forbidden):
+    """Password and code are asked for again first."""
 
 
 class BadSignature(Forbidden):

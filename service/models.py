@@ -143,6 +143,9 @@ class Unit(SQLModel, table=True):
     name: str
     name_km: str
     province: str | None = Field(default=None, sa_type=Word)
+    # Somebody who knew the key up to this generation has left: a card of a later one ends it (keys.md 6.7).
+    stale_generation: int | None = None
+    stale_since: datetime | None = Field(default=None, sa_type=Utc)
 
 
 class Member(SQLModel, table=True):
@@ -163,6 +166,9 @@ class Member(SQLModel, table=True):
     row_tag: bytes
     created_at: datetime = Field(sa_type=Utc)
     disabled_at: datetime | None = Field(default=None, sa_type=Utc)
+    totp_used: int | None = None  # the last step whose code was taken (service.vault.totp): a code is good once
+    totp_failures: int = Field(default=0, sa_column_kwargs={"server_default": "0"})  # wrong codes, right password
+    totp_after: datetime | None = Field(default=None, sa_type=Utc)  # no code is taken before
 
 
 class UnitGrant(SQLModel, table=True):
@@ -188,6 +194,66 @@ class StaffSession(SQLModel, table=True):
     seen_at: datetime = Field(sa_type=Utc)
     expires_at: datetime = Field(sa_type=Utc)
     sealed: bytes
+    stepped_until: datetime | None = Field(default=None, sa_type=Utc)
+    stepped_tag: bytes | None = None
+
+
+class EndedSession(SQLModel, table=True):
+    """A session that was ended before its time, so that a copy of its cookie is recognised. It opens nothing."""
+
+    __tablename__ = "ended_session"
+    id: bytes = Field(primary_key=True)
+    member: UUID = Field(foreign_key="member.id")
+    expires_at: datetime = Field(sa_type=Utc)
+    seen_at: datetime | None = Field(default=None, sa_type=Utc)  # when its cookie first came again
+
+
+class RetiredKey(SQLModel, table=True):
+    """A member's signing key from before a reset: what was granted with it stays granted."""
+
+    __tablename__ = "retired_key"
+    signing_public: bytes = Field(primary_key=True)
+    member: UUID = Field(foreign_key="member.id", index=True)
+    retired_at: datetime = Field(sa_type=Utc)
+    row_tag: bytes
+
+
+class Invitation(SQLModel, table=True):
+    """A one-time code with which a newcomer, or somebody whose account was reset, makes their keys.
+
+    secret: the code's hash. member: whose account is reset; null for a newcomer.
+    """
+
+    id: UUID = Field(primary_key=True)
+    secret: bytes = Field(unique=True)
+    member: UUID | None = Field(default=None, foreign_key="member.id")
+    account: str
+    name: str
+    name_km: str
+    organisation: str = Field(foreign_key="organisation.id", sa_type=Word)
+    role: str = Field(sa_type=Word)
+    inviter: UUID = Field(foreign_key="member.id")
+    made_at: datetime = Field(sa_type=Utc)
+    expires_at: datetime = Field(sa_type=Utc)
+    ended_at: datetime | None = Field(default=None, sa_type=Utc)  # used, or taken back
+    row_tag: bytes
+
+
+class AccountChange(SQLModel, table=True):
+    """A change to an account that takes two persons, until the second has signed or refused it.
+
+    kind: ``role``, ``reset``, or ``register`` to accept the register of people as it stands.
+    """
+
+    __tablename__ = "account_change"
+    id: UUID = Field(primary_key=True)
+    kind: str = Field(sa_type=Word)
+    member: UUID | None = Field(default=None, foreign_key="member.id")
+    role: str | None = Field(default=None, sa_type=Word)
+    proposer: UUID = Field(foreign_key="member.id")
+    proposed_at: datetime = Field(sa_type=Utc)
+    decided_at: datetime | None = Field(default=None, sa_type=Utc)
+    row_tag: bytes
 
 
 class Contact(SQLModel, table=True):

@@ -16,12 +16,14 @@ from service.intake import IncomingTip, Intake, Pepper, Receipt
 from service.ledger.events import Ledger
 from service.models import Channel, Member, Role
 from service.triage import Triage
+from service.vault import totp
 from service.vault.cards import UnitKind
 from service.vault.members import MemberKeys, new_session
 from service.vault.passwords import Parameters
 
 NOW = datetime(2027, 3, 9, 7, 21, 30, tzinfo=UTC)
 PASSWORD = "seven calm rivers of rice"
+TOTP = bytes(range(20))  # of everybody's phone
 CHEAP = {"passes": 1, "mib": 8}
 
 ORGANISATIONS = {
@@ -140,14 +142,20 @@ def _settle(tx: Any, *, world: World, plans: tuple[UnitPlan, ...], people: Any) 
             password=PASSWORD,
             now=NOW - timedelta(days=1),
             parameters=Parameters(**CHEAP),
+            totp_secret=TOTP,
         )
         for unit in units:
             card = founding.cards.unit(unit)
-            staff.grant(tx, ledger, card, founding.unit_privates[unit], member, member, keys, NOW)
+            staff.grant(tx, ledger, founding.row_key, card, founding.unit_privates[unit], member, member, keys, NOW)
         world.people[account] = (member, keys)
     tx.flush()
     for member, _ in world.people.values():
         tx.expunge(member)
+
+
+def a_code(now: datetime = NOW) -> str:
+    """What everybody's phone shows at `now`."""
+    return totp.code_at(TOTP, now)
 
 
 def a_tip(text: str = "There is a child at the guesthouse near the market.", **changed: Any) -> IncomingTip:

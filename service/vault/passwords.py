@@ -3,10 +3,12 @@
 import hashlib
 import hmac
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from service.errors import Unauthenticated
 from service.vault import boxes
+from service.vault.guessable import is_guessable
 
 SALT = 16
 SHORTEST = 15
@@ -87,10 +89,11 @@ def check(password: str, parameters: Parameters, stored: bytes | None) -> bytes:
     return kek
 
 
-def too_weak(password: str) -> str | None:
+def too_weak(password: str, names: Iterable[str] = ()) -> str | None:
     """Return why a new password cannot be taken, in words for the person who chose it; None if it can.
 
-    Characters are counted in NFC. No rules of composition and no forced change (keys.md section 3).
+    names: what others know of the person, such as account and organisation. Characters are counted in NFC. No rules
+    of composition and no forced change (keys.md section 3).
     """
     if len(password) > LONGEST:
         return f"Use at most {LONGEST} characters."
@@ -99,4 +102,6 @@ def too_weak(password: str) -> str | None:
         return f"Use at least {SHORTEST} characters. Four or five unrelated words are easy to remember."
     if len(set(composed)) < FEWEST_DIFFERENT:
         return "Use more different characters."
+    if is_guessable(composed, names):
+        return "Common words, names, repeats and rows of keys are tried first. Use words that do not belong together."
     return None

@@ -1,23 +1,26 @@
 """Signing in and out, and how long a session lasts."""
 
-import threading
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import func, select
 
 from dashboards import pages
-from service import staff
+from dashboards.desk import Desk
 from service.db import Tx, write
-from service.models import Member, StaffSession
-from tests.builders import PASSWORD, World
+from service.models import LedgerEvent, Member, StaffSession
+from service.turns import Turns
+from tests.builders import NOW, PASSWORD, World, a_code
 from tests.dashboards.builders import Browser, Clockwork, Page
 
 Browse = Callable[..., Browser]
 
 
-def sign_in(browser: Browser, account: str = "screener", password: str = PASSWORD) -> Page:
-    return browser.submit(browser.open("/sign-in"), "/sign-in", account=account, password=password)
+def sign_in(browser: Browser, account: str = "screener", password: str = PASSWORD, code: str = "") -> Page:
+    proof = {"account": account, "password": password, "code": code or a_code()}
+    return browser.submit(browser.open("/sign-in"), "/sign-in", **proof)
 
 
 def sessions_of(world: World) -> int:
@@ -58,16 +61,15 @@ def test_a_wrong_password_and_an_unknown_name_get_the_same_answer(browse: Browse
 def test_a_wrong_answer_says_so_at_the_top_and_leads_to_the_field(browse: Browse) -> None:
     page = sign_in(browse(), password="wrong but long enough")
 
-    assert page.link("The account name or the password is wrong.") == "#account"
+    assert page.link("The account name, the password or the code is wrong.") == "#account"
     assert "<title>Error: Sign in" in page.html
-    assert page.form("/sign-in").fields == {"account": "screener", "password": ""}
+    assert page.form("/sign-in").fields == {"account": "screener", "password": "", "code": ""}
 
 
-def test_too_many_at_once_are_asked_to_wait(browse: Browse, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staff, "_WAITING", threading.BoundedSemaphore(1))
-    staff._WAITING.acquire()
-
-    page = sign_in(browse())
+def test_too_many_at_once_are_asked_to_wait(desk: Desk) -> None:
+    full = replace(desk, turns=Turns(slots=1, queue=0))
+    with full.turns.turn("elsewhere", "somebody", NOW):
+        page = sign_in(Browser(full))
 
     assert (page.status, page.headers["retry-after"]) == (503, pages.RETRY_AFTER)
     assert "Try again in a minute" in page.text
@@ -85,6 +87,40 @@ def test_signing_out_ends_the_session_for_every_copy_of_the_cookie(browse: Brows
     thief.client.cookies.set("__Host-hl", copy, domain="staff.example")
     assert thief.open("/queue").headers["location"] == "/sign-in"
     assert sessions_of(world) == 0
+
+
+def test_a_copy_of_an_ended_cookie_is_an_event(browse: Browse, world: World) -> None:
+    browser, thief = browse("screener"), browse()
+    copy = browser.client.cookies["__Host-hl"]
+    browser.submit(browser.open("/queue"), "/sign-out")
+
+    for _ in range(2):
+        thief.client.cookies.set("__Host-hl", copy, domain="staff.example")
+        thief.open("/queue")
+
+    with world.sessions.read() as session:
+        refused = select(func.count()).where(LedgerEvent.type == "staff:session:refused")
+        assert session.scalar(refused) == 1
+
+
+def test_a_code_is_good_once(browse: Browse) -> None:
+    assert sign_in(browse()).status == 303
+    assert sign_in(browse()).status == 401
+
+
+def test_a_phone_with_a_wrong_clock_is_told_so_and_only_with_the_right_password(browse: Browse) -> None:
+    old = a_code(NOW - timedelta(minutes=4))
+
+    assert "about 4 min behind" in sign_in(browse(), code=old).text
+    assert "about 4 min ahead" in sign_in(browse(), code=a_code(NOW + timedelta(minutes=4))).text
+    assert "behind" not in sign_in(browse(), password="another password altogether", code=old).text
+
+
+def test_the_demo_says_where_its_codes_come_from_and_others_do_not(desk: Desk) -> None:
+    demo = replace(desk, settings=desk.settings.model_copy(update={"demo": True}))
+
+    assert "simulate code" in Browser(demo).open("/sign-in").text
+    assert "simulate code" not in Browser(desk).open("/sign-in").text
 
 
 def test_signing_out_is_not_a_link(browse: Browse) -> None:

@@ -86,4 +86,4 @@ def test_short_and_monotonous_passwords_are_refused_in_words():
     # Thirty code points that compose to fifteen letters of few kinds are counted as a person would.
     assert too_weak("e\u0301" * 15) is not None
     assert too_weak("fifteen letters") is None
-    assert too_weak("ពាក្យសម្ងាត់វែងល្អ") is None
+    assert too_weak("ដំរីស ដើរលេង ក្បែរបឹង") is None
