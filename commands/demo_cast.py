@@ -72,7 +72,7 @@ PEOPLE = (
     Person("integrity", Role.INVESTIGATOR, "integrity", "Chea Kunthea", "ជា គន្ធា"),
     Person("oversight", Role.OVERSIGHT, "oversight", "Lim Sreymom", "លឹម ស្រីមុំ"),
     Person("oversight2", Role.OVERSIGHT, "oversight-2", "Yim Chanthou", "យឹម ចន្ធូ"),
-    Person("admin", Role.ADMIN, "monitor", "Mao Vibol", "ម៉ៅ វិបុល"),
+    Person("admin", Role.ADMIN, "oversight", "Mao Vibol", "ម៉ៅ វិបុល"),
 )
 
 # Whom the worker texts, as in HOTLINE_DUTY.

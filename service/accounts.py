@@ -119,7 +119,7 @@ def leave(
         raise WrongState("This account has left already.")
     if not last and _alone_in(tx, member.id):
         raise WrongState("Nobody else holds the key of a unit of theirs. Let somebody in first.")
-    whole = register.fits(tx, row_key)
+    whole = register.begin_change(tx, row_key)
     member.disabled_at = now
     staff.end_sessions(tx, ledger, by.actor, member.id, now)
     units = _take_grants(tx, member.id, None, now)
@@ -243,7 +243,7 @@ def sign(
         register.append_change(tx, ledger, row_key, event)
         return None
     fields["member"] = member.id.hex
-    whole = register.fits(tx, row_key)
+    whole = register.begin_change(tx, row_key)
     staff.end_sessions(tx, ledger, by.actor, member.id, now)
     if row.kind == ChangeKind.RESET:
         member.disabled_at = now

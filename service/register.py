@@ -26,7 +26,8 @@ FIELD = "register"
 CHAIN = fixed_chain("staff")
 TRIES = 3
 
-# Which units a role sits in (casework.md section 1). An administrator sits in none, and so holds no key of a case.
+# Which units a role sits in (casework.md section 1). An administrator sits in none, and so holds no key of a case;
+# an auditor sits anywhere for the histories, and `service.reading` shows them no content.
 SITS: Mapping[str, frozenset[str]] = {
     Role.SCREENER: frozenset({UnitKind.SCREENING}),
     Role.INVESTIGATOR: frozenset({UnitKind.UNIT, UnitKind.INTEGRITY}),
@@ -34,7 +35,7 @@ SITS: Mapping[str, frozenset[str]] = {
     Role.ADVOCATE: frozenset({UnitKind.UNIT, UnitKind.INTEGRITY}),
     Role.LEGAL: frozenset({UnitKind.UNIT, UnitKind.INTEGRITY}),
     Role.OVERSIGHT: frozenset({UnitKind.OVERSIGHT}),
-    Role.AUDITOR: frozenset({UnitKind.MONITOR}),
+    Role.AUDITOR: frozenset(UnitKind),
     Role.ADMIN: frozenset(),
 }
 WITHOUT_REGISTER = frozenset({UnitKind.INTEGRITY, UnitKind.OVERSIGHT})  # who still works when the register differs
@@ -48,7 +49,7 @@ def may_sit(role: str, kind: str) -> bool:
 def append_change(tx: Tx, ledger: Ledger, row_key: bytes, event: NewEvent, *, whole: bool = True) -> None:
     """Append an event that changes the register, with the tag of the register as it stands in `tx` now.
 
-    whole: whether `fits` said so before the change. If not, the event carries no tag: a change of ours must not make
+    whole: what `begin_change` said. If not, the event carries no tag: a change of ours must not make
     good what somebody else did.
     """
     tx.flush()
@@ -74,9 +75,18 @@ def is_whole(sessions: Sessions, row_key: bytes) -> bool:
     return False
 
 
-def require_whole(session: Session, row_key: bytes) -> None:
-    """Return if the register fits. Raises WrongState: nobody is let in over a register that somebody changed."""
-    if not fits(session, row_key):
+def begin_change(tx: Tx, row_key: bytes) -> bool:
+    """Say whether the register fits, and let nobody else change it until this transaction ends.
+
+    The first thing that a change of the register does: on PostgreSQL another one could commit between two looks.
+    """
+    tx.scalar(select(col(LedgerHead.seq)).where(col(LedgerHead.case) == CHAIN).with_for_update())
+    return fits(tx, row_key)
+
+
+def require_whole(tx: Tx, row_key: bytes) -> None:
+    """Begin a change. Raises WrongState: nobody is let in over a register that somebody changed outside."""
+    if not begin_change(tx, row_key):
         raise WrongState(
             "The register of people was changed outside the system. Nobody is let in until two have looked."
         )

@@ -18,19 +18,21 @@ from dashboards import gate, pages
 from dashboards.app import create_app
 from dashboards.desk import Desk
 from dashboards.gate import Gate
-from service.errors import HotlineError, StorageUnavailable
+from service.errors import HotlineError, StepUpNeeded, StorageUnavailable, Unauthenticated
 from service.models import metadata
-from tests.builders import World
+from tests.builders import World, a_code
 from tests.dashboards.builders import HOST, Browser, Clockwork, a_case, a_desk
 
 Browse = Callable[..., Browser]
 
-# All that is reached without a session. Whoever adds to it must say why here:
-# signing in has none yet; health is asked by machines; style and icon hold nothing.
 RULES = "ab" * 32  # the hash of a version that is not there
+# All that is reached without a session. Whoever adds to it must say why here:
+# signing in and joining have none yet; health is asked by machines; style and icon hold nothing.
 WITHOUT_SESSION = {
     ("GET", "/sign-in"),
     ("POST", "/sign-in"),
+    ("GET", "/join"),
+    ("POST", "/join"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
     ("GET", "/static"),
@@ -62,7 +64,7 @@ def routes(app: FastAPI) -> Iterator[tuple[str, str]]:
 def address(path: str, case: object) -> str:
     """A path with a case that exists in its place. A new kind of place must be added here."""
     filled = path
-    for place in ("{case_id}", "{text_id}", "{lowering_id}"):
+    for place in ("{case_id}", "{text_id}", "{lowering_id}", "{member_id}", "{invitation_id}", "{change_id}"):
         filled = filled.replace(place, str(case))
     filled = filled.replace("{version_hash}", RULES)
     assert "{" not in filled, path
@@ -72,8 +74,22 @@ def address(path: str, case: object) -> str:
 def fields_of(path: str) -> dict[str, str]:
     """What fills each form well, so that a refusal is the gate's."""
     return {
-        "/sign-in": {"account": "screener", "password": "seven calm rivers of rice"},
+        "/sign-in": {"account": "screener", "password": "seven calm rivers of rice", "code": a_code()},
         "/sign-out": {},
+        "/join": {"code": "AAAA"},
+        "/step-up": {"password": "seven calm rivers of rice", "code": a_code(), "next": "/queue"},
+        "/staff/sessions": {},
+        "/staff/password": {"password": "seven calm rivers of rice", "code": a_code(), "new": "x", "again": "x"},
+        "/staff/people/{member_id}/admit": {"unit": "screening", "fingerprint": "0" * 30},
+        "/staff/people/{member_id}/end-sessions": {},
+        "/staff/people/{member_id}/leave": {"last": "yes"},
+        "/staff/people/{member_id}/role": {"role": "screener"},
+        "/staff/people/{member_id}/reset": {},
+        "/staff/register": {},
+        "/staff/changes/{change_id}/sign": {},
+        "/staff/changes/{change_id}/refuse": {},
+        "/staff/invite": {"account": "sokha", "name": "Sok Ha", "organisation": "org-ngo", "role": "screener"},
+        "/staff/invitations/{invitation_id}/take-back": {},
         "/cases/{case_id}/open": {"reason": "screening"},
         "/cases/{case_id}/claim": {"version": "2"},
         "/cases/{case_id}/texts/{text_id}": {},
@@ -198,9 +214,9 @@ def test_a_forged_form_is_refused_and_changes_nothing(desk: Desk, browse: Browse
     statuses = {}
     for method, path in changing:
         token, headers = FORGED[forgery](mine, theirs)
-        if path == "/sign-in" and forgery in WITHOUT_TOKEN:
-            continue  # it has no session yet, so no token: only where the form comes from counts
-        if path == "/sign-in":
+        if path in ("/sign-in", "/join") and forgery in WITHOUT_TOKEN:
+            continue  # they have no session yet, so no token: only where the form comes from counts
+        if path in ("/sign-in", "/join"):
             token = {}
         answer = browser.client.request(
             method, address(path, case), data=fields_of(path) | token, headers={"content-type": FORM} | headers
@@ -356,8 +372,11 @@ def test_every_refusal_of_the_domain_is_a_page_in_both_languages(desk: Desk, lan
 
     for kind in tree(HotlineError):
         answer = client.get(f"/static/{kind.__name__}")
-        if kind.__name__ == "Unauthenticated":
+        if issubclass(kind, Unauthenticated):
             assert answer.headers["location"] == "/sign-in"
+            continue
+        if kind is StepUpNeeded:
+            assert answer.headers["location"] == "/step-up?next=%2Fstaff"
             continue
         assert 400 <= answer.status_code < 600, kind
         assert f'<html lang="{lang}">' in answer.text
