@@ -82,6 +82,7 @@ def _show(
         units = unit_names(session, words)
         seats = session.scalars(select(col(UnitGrant.unit)).where(col(UnitGrant.member) == member.id).distinct()).all()
         manages = member.id != viewer.member and may_manage(viewer, member.organisation, member.role)
+        sessions = staff.sessions_of(session, member.id, now)
         values: dict[str, Any] = {
             "member": {
                 "id": str(member.id),
@@ -91,7 +92,7 @@ def _show(
                 "units": [units.get(unit, unit) for unit in sorted(seats)],
                 "barred": words.day_and_hour(member.disabled_at, now) if member.disabled_at else "",
             },
-            "sessions": len(staff.sessions_of(session, member.id, now)),
+            "sessions": words.digits(len(sessions)) if sessions else "",
             "manages": manages,
             "roles": _roles(words, who, member.organisation, but=member.role),
             "admits": [] if member.disabled_at else _admits(desk, who, member, seats, units),

@@ -99,6 +99,5 @@ def downgrade() -> None:
         ("member", ("totp_after", "totp_failures", "totp_used")),
         ("unit", ("stale_since", "stale_generation")),
     ):
-        with op.batch_alter_table(table) as batch:
-            for column in columns:
-                batch.drop_column(column)
+        for column in columns:
+            op.drop_column(table, column)  # not in a batch, which makes the table anew under those that point to it

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -21,7 +22,7 @@ from sqlmodel import col
 
 from service.db import Sessions
 from service.models import Case, Channel
-from tests.builders import PASSWORD
+from tests.builders import PASSWORD, a_code
 from tests.chaos.running import Forks, Installation, Process, wait_for
 from tests.chaos.scan import Scanner, spellings
 from tests.chaos.sending import URL, Answer, Line, Unanswered, a_form, a_request, a_text, ask, form_request
@@ -238,7 +239,8 @@ class Browser:
 
     def sign_in(self, account: str, password: str) -> Answer:
         """Sign in, and keep the cookie if there is one."""
-        body = urlencode({"account": account, "password": password}).encode()
+        proof = {"account": account, "password": password, "code": a_code(datetime.now(UTC))}
+        body = urlencode(proof).encode()
         answer = ask(self.traffic.port, "POST", "/sign-in", [*self.headers(), FORM], body)
         found = re.search(rf"{COOKIE}=([^;]+)", answer.header("set-cookie") or "")
         self.cookie = found[1] if found else ""

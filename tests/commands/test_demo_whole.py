@@ -26,6 +26,7 @@ from service.db import Sessions, open_database
 from service.ledger.events import EventType
 from service.models import Case, LedgerEvent
 from service.relay import ACKNOWLEDGEMENTS
+from service.vault import totp
 from service.vault.passwords import too_weak
 from tests.commands.builders import free_offset, running, soon
 
@@ -172,7 +173,8 @@ class Browser:
 
     def sign_in(self, account: str) -> None:
         """Sign in with the demo's passphrase."""
-        form = {"account": account, "password": demo_cast.PASSPHRASE}
+        code = totp.code_at(demo_cast.totp_secret(account), datetime.now(UTC))
+        form = {"account": account, "password": demo_cast.PASSPHRASE, "code": code}
         status, _ = self.ask("POST", "/sign-in", form)
         assert (status, self.cookie[:7]) == (303, "__Host-")
 
