@@ -7,8 +7,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from base64 import b64encode
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,10 @@ from hypothesis import strategies as st
 from twilio.request_validator import RequestValidator
 
 from commands import demo, simulate, simulator
+from commands.demo_cast import totp_secret
 from service.config import ROOT, Settings, read_settings
 from service.errors import BadSignature, Misconfigured
+from service.vault import totp
 from tests.commands.builders import running, soon
 from tests.webhooks.builders import an_app, drive, encode, sms_headers
 from tests.webhooks.builders import settings as app_settings
@@ -577,3 +581,18 @@ def test_it_ends_at_once_even_while_it_leaves_somebody_without_an_answer(tmp_pat
         assert "Traceback" not in output
     finally:
         demo.close()
+
+
+# The second factor of the demo
+
+
+def test_the_code_of_a_demo_account_signs_it_in_and_only_demo_accounts_have_one(capsys):
+    before = int(time.time()) // totp.STEP
+    assert simulate.main(["code", "screener"]) == 0
+    code = capsys.readouterr().out.strip()
+    after = int(time.time()) // totp.STEP
+    at = [datetime.fromtimestamp(step * totp.STEP, UTC) for step in range(before, after + 1)]
+    assert code in {totp.code_at(totp_secret("screener"), moment) for moment in at}
+    assert code not in {totp.code_at(totp_secret("oversight"), moment) for moment in at}
+    with pytest.raises(SystemExit):
+        simulate.main(["code", "somebody"])
