@@ -111,17 +111,31 @@ def report(sessions: Sessions, ledger: Ledger, row_key: bytes, now: datetime) ->
     """Append that the register differs, once for each state that it is found in."""
 
     def tell(tx: Tx) -> None:
-        if fits(tx, row_key):
-            return
-        found = _tag(tx, row_key, 0).hex()
-        told = select(col(LedgerField.value)).join(LedgerEvent, col(LedgerEvent.eid) == col(LedgerField.eid))
-        told = told.where(col(LedgerEvent.case) == CHAIN, col(LedgerEvent.type) == EventType.REGISTER_DIFFERS)
-        if found in {str(json.loads(value)) for value in tx.scalars(told.where(col(LedgerField.name) == "found"))}:
-            return
-        event = NewEvent(EventType.REGISTER_DIFFERS, now, SYSTEM, StateClass.SYSTEM, fields={"found": found})
-        append(tx, ledger, CHAIN, [event])
+        if found := _untold(tx, row_key):
+            event = NewEvent(EventType.REGISTER_DIFFERS, now, SYSTEM, StateClass.SYSTEM, fields={"found": found})
+            append(tx, ledger, CHAIN, [event])
 
-    write(sessions, tell)
+    with sessions.read() as session:
+        untold = _untold(session, row_key)
+    if untold:  # it is asked at every request: nearly always there is nothing to write
+        write(sessions, tell)
+
+
+def _untold(session: Session, row_key: bytes) -> str:
+    """Return what the register is now, if it differs and no event has said so of this state; else nothing."""
+    if fits(session, row_key):
+        return ""
+    found = _tag(session, row_key, 0).hex()
+    told = (
+        select(col(LedgerField.value))
+        .join(LedgerEvent, col(LedgerEvent.eid) == col(LedgerField.eid))
+        .where(
+            col(LedgerEvent.case) == CHAIN,
+            col(LedgerEvent.type) == EventType.REGISTER_DIFFERS,
+            col(LedgerField.name) == "found",
+        )
+    )
+    return "" if found in {str(json.loads(value)) for value in session.scalars(told)} else found
 
 
 def _tag(session: Session, row_key: bytes, seq: int) -> bytes:

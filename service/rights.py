@@ -8,6 +8,7 @@ from sqlmodel import Session
 from service import register
 from service.errors import Forbidden, NotFound
 from service.models import AccountChange, Member, Role
+from service.vault.cards import UnitKind
 from service.walls import Viewer
 
 INDEPENDENT = frozenset({Role.OVERSIGHT, Role.AUDITOR, Role.ADMIN})  # they watch others, or make accounts
@@ -40,17 +41,20 @@ def may_see(by: Viewer, organisation: str) -> bool:
 def may_sign(by: Viewer, change: AccountChange, member: Member | None, proposer: Member) -> bool:
     """Say whether `by` may be the second person of a change.
 
-    Never the proposer or the person it is about. Where a role that watches others or administers is given, taken or
-    reset, it is oversight of another organisation than the proposer's; the register is accepted by two of oversight
-    or integrity.
+    Never the proposer or the person it is about, and only somebody with a seat, which a member gave in person: an
+    administrator who invents an account gains no signature. Oversight, or a supervisor for people of the own
+    organisation. Where a role that watches others or administers is given, taken or reset, it is oversight of another
+    organisation than the proposer's; the register is accepted by two of oversight or integrity.
     """
     if by.member in (change.proposer, change.member):
         return False
     if change.kind == ChangeKind.REGISTER or member is None:
         return may_accept(by)
+    watches = any(seat.kind == UnitKind.OVERSIGHT for seat in by.seats)
     if INDEPENDENT & {member.role, change.role}:
-        return by.role == Role.OVERSIGHT and by.organisation != proposer.organisation
-    return by.role == Role.OVERSIGHT or may_manage(by, member.organisation, member.role, change.role or "")
+        return watches and by.organisation != proposer.organisation
+    supervises = by.role == Role.SUPERVISOR and bool(by.seats)
+    return watches or (supervises and may_manage(by, member.organisation, member.role, change.role or ""))
 
 
 def may_accept(by: Viewer) -> bool:

@@ -80,7 +80,7 @@ def test_who_may_not_or_cannot_sign_in_changes_nothing(world: World, persons: An
 
 
 def test_a_reset_takes_two_people_at_the_terminal(world: World, persons: Any, capsys: Any) -> None:
-    persons("admin", "admin-2")
+    persons("admin", "oversight")
     assert command.main(["reset", "screener"]) == 0
     assert len(capsys.readouterr().out.replace(" ", "").strip()) == 24
     with world.sessions.read() as session:
@@ -89,7 +89,7 @@ def test_a_reset_takes_two_people_at_the_terminal(world: World, persons: Any, ca
 
 
 def test_one_person_alone_resets_nobody(world: World, persons: Any) -> None:
-    persons("admin", "screener")
+    persons("admin", "admin-2")
     assert command.main(["reset", "screener-2"]) == 1
     with world.sessions.read() as session:
         assert session.scalars(select(Member).where(Member.account == "screener-2")).one().disabled_at is None

@@ -378,11 +378,11 @@ def test_a_reset_takes_two_and_gives_no_keys(world: World) -> None:
     case = the_case(world, receipt.tip)
     assert opens(world, who(world, "screener"), case)
     change = propose(world, "admin", "screener")
-    for alone in ("admin", "screener"):
+    for alone in ("admin", "screener", "admin-2"):
         with pytest.raises(Forbidden):
             sign(world, alone, change)
 
-    code = sign(world, "admin-2", change)
+    code = sign(world, "oversight", change)
 
     with pytest.raises(Unauthenticated):  # the thief of the phone is out before the person comes
         enter(world, "screener", PASSWORD, bytes(range(20)))
@@ -407,7 +407,7 @@ def test_whom_a_reset_person_let_in_before_stays_in(world: World) -> None:
     [receipt] = world.receive(a_tip())
     case = the_case(world, receipt.tip)
 
-    code = sign(world, "admin-2", propose(world, "admin", "screener"))
+    code = sign(world, "oversight", propose(world, "admin", "screener"))
     redeem(world, code.code)
 
     assert opens(world, enter(world, "sokha", NEW, PHONE), case)
@@ -419,7 +419,9 @@ def test_whom_a_reset_person_let_in_before_stays_in(world: World) -> None:
 @pytest.mark.parametrize(
     ("by", "whom", "signer", "allowed"),
     [
-        ("supervisor", "investigator", "admin", True),
+        ("supervisor", "investigator", "admin", False),  # who makes accounts would have a second signature at hand
+        ("admin", "investigator", "supervisor", True),
+        ("admin", "screener", "supervisor", False),
         ("supervisor", "investigator", "oversight", True),
         ("supervisor", "investigator", "screener", False),
         ("supervisor", "investigator", "investigator-2", False),
@@ -436,6 +438,17 @@ def test_the_second_person(world: World, by: str, whom: str, signer: str, allowe
     else:
         with pytest.raises(Forbidden):
             sign(world, signer, change)
+
+
+@pytest.mark.parametrize("role", ["oversight", "supervisor"])
+def test_an_administrator_who_invents_an_account_gains_no_signature(world: World, role: str) -> None:
+    organisation = "org-ngo" if role == "oversight" else "org-police"
+    redeem(world, invite(world, role=role, organisation=organisation).code)
+    change = propose(world, "admin", "investigator")
+    invented = enter(world, "sokha", NEW, PHONE)
+    with pytest.raises(Forbidden):
+        do(world, accounts.sign, invented.viewer, change, NOW)
+    sign(world, role, change)  # the control: the same role with a seat
 
 
 @pytest.mark.parametrize(
@@ -468,12 +481,12 @@ def test_a_proposal_waits_a_week_can_be_refused_and_is_not_made_twice(world: Wor
     change = propose(world, "admin", "screener")
     with pytest.raises(WrongState):
         propose(world, "admin-2", "screener")
-    do(world, accounts.refuse, who(world, "admin-2").viewer, change, NOW)
+    do(world, accounts.refuse, who(world, "oversight").viewer, change, NOW)
     with pytest.raises(NotFound):
-        sign(world, "admin-2", change)
+        sign(world, "oversight", change)
     again = propose(world, "admin", "screener")
     with pytest.raises(NotFound):
-        sign(world, "admin-2", again, NOW + timedelta(days=7))
+        sign(world, "oversight", again, NOW + timedelta(days=7))
 
 
 def test_a_proposal_written_into_the_database_is_refused(world: World) -> None:
@@ -481,7 +494,7 @@ def test_a_proposal_written_into_the_database_is_refused(world: World) -> None:
     victim = member_of(world, "screener-2").id
     write(world.sessions, lambda tx: tx.execute(update(AccountChange).values(member=victim)))
     with pytest.raises(CannotOpen):
-        sign(world, "admin-2", change)
+        sign(world, "oversight", change)
 
 
 # --- the own password ---
