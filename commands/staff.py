@@ -184,7 +184,14 @@ def _reset(office: Office, options: argparse.Namespace) -> int:
         change = write(
             office.sessions,
             lambda tx: accounts.propose(
-                tx, office.ledger, office.row_key, first.viewer, ChangeKind.RESET, now=_now(), member_id=member.id
+                tx,
+                office.ledger,
+                office.row_key,
+                first.viewer,
+                ChangeKind.RESET,
+                now=_now(),
+                member_id=member.id,
+                last=options.last,
             ),
         )
     with _person(office, "Second person") as second:
@@ -245,7 +252,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = _act(acts, name, act, words)
         command.add_argument("account", help="whose")
-        if name == "leave":
+        if name != "end-sessions":
             command.add_argument("--last", action="store_true", help="also if nobody else holds the unit's key")
     return parser
 

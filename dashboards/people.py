@@ -168,7 +168,7 @@ def end_sessions(member_id: MemberId, form: Annotated[StaffForm, Form()], desk: 
 
 
 class LeaveForm(StaffForm):
-    """Whether the person leaves though nobody else holds the key."""
+    """Whether the person leaves, or is reset, though nobody else holds the key."""
 
     last: str = ""
 
@@ -198,9 +198,9 @@ def propose_role(member_id: MemberId, form: Annotated[RoleForm, Form()], desk: O
 
 
 @router.post("/staff/people/{member_id}/reset")
-def propose_reset(member_id: MemberId, form: Annotated[StaffForm, Form()], desk: OurDesk, who: Who) -> Response:
+def propose_reset(member_id: MemberId, form: Annotated[LeaveForm, Form()], desk: OurDesk, who: Who) -> Response:
     """Propose to reset an account, after a lost phone or password; a second person signs."""
-    return _propose(desk, who, ChangeKind.RESET, member_id=member_id)
+    return _propose(desk, who, ChangeKind.RESET, member_id=member_id, last=form.last == "yes")
 
 
 @router.post("/staff/register")

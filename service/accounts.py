@@ -178,9 +178,11 @@ def propose(
     now: datetime,
     member_id: UUID | None = None,
     role: str | None = None,
+    last: bool = False,
 ) -> UUID:
     """Store a change that a second person must sign, append it, and return its id.
 
+    last: a reset also when nobody else holds the present key of a unit of theirs, as for `leave`.
     Raises Forbidden, NotFound, InvalidForm for a role that is none, WrongState when the same waits already.
     """
     fields: dict[str, str] = {}
@@ -194,6 +196,8 @@ def propose(
         check_manage(by, member, *([role] if role else []))
         if member.role == role:
             raise WrongState("There is nothing to change.")
+        if kind is ChangeKind.RESET and not last and _alone_in(tx, member.id):
+            raise WrongState("Nobody else holds the key of a unit of theirs. Let somebody in first.")
         fields = {"member": member.id.hex} | ({"role": str(role)} if role else {})
     if any((c.kind, c.member) == (kind, member_id) for c in changes(tx, now)):
         raise WrongState("The same waits for its second person already.")

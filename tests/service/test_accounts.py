@@ -366,7 +366,7 @@ def test_who_may_not_bar_is_refused(world: World) -> None:
 
 def propose(world: World, by: str, whom: str, kind: ChangeKind = ChangeKind.RESET, role: str | None = None) -> Any:
     viewer, member = who(world, by).viewer, member_of(world, whom)
-    return do(world, accounts.propose, viewer, kind, now=NOW, member_id=member.id, role=role)
+    return do(world, accounts.propose, viewer, kind, now=NOW, member_id=member.id, role=role, last=True)
 
 
 def sign(world: World, by: str, change: Any, now: Any = NOW) -> Any:
@@ -399,6 +399,14 @@ def test_a_reset_takes_two_and_gives_no_keys(world: World) -> None:
     admit(world, who(world, "screener-2"), after)
     assert opens(world, enter(world, "screener", NEW, PHONE, NOW + timedelta(minutes=2)), case)
     assert whole(world)
+
+
+def test_the_last_who_holds_a_key_is_reset_only_when_that_is_said(world: World) -> None:
+    ask = partial(do, world, accounts.propose, who(world, "admin").viewer, ChangeKind.RESET, now=NOW)
+    with pytest.raises(WrongState):
+        ask(member_id=member_of(world, "elsewhere").id)
+    ask(member_id=member_of(world, "elsewhere").id, last=True)
+    ask(member_id=member_of(world, "screener").id)  # the control: another screener is there
 
 
 def test_whom_a_reset_person_let_in_before_stays_in(world: World) -> None:
