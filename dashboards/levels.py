@@ -20,7 +20,7 @@ from dashboards.forms import CaseId, LoweringId, SeenForm
 from dashboards.marks import visible
 from dashboards.words import Words, mark
 from service import cases, levels, staff
-from service.cases import OpenedCase, reference
+from service.cases import READERS, OpenedCase, reference
 from service.db import Tx, write
 from service.decisions import Known
 from service.errors import WrongState
@@ -183,7 +183,7 @@ def proposals(session: Session, words: Words, viewer: Viewer) -> list[dict[str, 
 def level_values(session: Session, desk: Desk, reader: Reader, file: CaseFile) -> dict[str, Any]:
     """Return what the page of a case shows of its level: what would change it, and the steps that change it."""
     case, known = file.case, file.known
-    acts = reader.viewer.role in levels.READERS and case.state != State.CLOSED
+    acts = reader.viewer.role in READERS and case.state != State.CLOSED
     reads = acts and file.opened is not None
     lowering = cases.standing_lowering(session, case)
     return {

@@ -1,13 +1,14 @@
 """Cases: the table of transitions and the one function that changes a case.
 
-The states and rows are those of casework.md sections 2 and 3; rows 4 to 19 come with the casework issue.
+The states and rows are those of casework.md sections 2 and 3.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,8 +19,17 @@ from sqlmodel import Session, col
 from service.canonical import canonical
 from service.clocks import RUNNING, clock_row, meet, next_due, run_again
 from service.db import Sessions, Tx, write
-from service.errors import AlreadyClaimed, CaseMoved, Conflict, Forbidden, HeadMoved, NoSuchCase, WrongState
-from service.ledger.events import SYSTEM, Actor, EventType, Ledger, NewEvent, StateClass, append
+from service.errors import (
+    AlreadyClaimed,
+    CaseMoved,
+    Conflict,
+    Forbidden,
+    HeadMoved,
+    InvalidForm,
+    NoSuchCase,
+    WrongState,
+)
+from service.ledger.events import SYSTEM, Actor, EventType, Ledger, NewEvent, Sealed, StateClass, append
 from service.models import (
     RANK,
     Case,
@@ -33,6 +43,8 @@ from service.models import (
     LedgerField,
     Lowering,
     LoweringState,
+    Overlay,
+    OverlayKind,
     Role,
     State,
     Tip,
@@ -55,34 +67,160 @@ CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A row of casework.md section 3: who may take a case from one state to another."""
+    """A row of casework.md section 3: who may take a case from which states to which, by which event.
+
+    after: None for back to where it was (`Case.back`). who: roles; ``owner`` besides, only the case's owner.
+    proof: fields that the event must carry, none of them empty. weakens: a row marked † there, which the overlays of
+    `STOPPING` refuse.
+    """
 
     row: int
-    before: State
-    after: State
-    who: frozenset[str]
+    before: frozenset[State]
+    after: State | None
     event: EventType
+    who: frozenset[str]
+    owner: bool = False
+    proof: tuple[str, ...] = ()
+    weakens: bool = False
 
 
+def _rows(
+    row: int,
+    before: Iterable[State],
+    after: State | None,
+    event: EventType,
+    who: Iterable[str],
+    *proof: str,
+    owner: bool = False,
+    weakens: bool = False,
+) -> Transition:
+    return Transition(row, frozenset(before), after, event, frozenset(who), owner, proof, weakens)
+
+
+ACTIVE = frozenset({State.CLAIMED, State.IN_ACTION, State.REFERRED, State.WITH_AUTHORITY, State.IN_COURT})
+NOT_CLOSED = frozenset(State) - {State.CLOSED}
+READERS = frozenset(
+    {Role.SCREENER, Role.INVESTIGATOR, Role.SUPERVISOR, Role.OVERSIGHT, Role.ADVOCATE, Role.LEGAL}
+)  # who may open a case's file (casework.md section 1)
+OWNERS, BY_SYSTEM = (Role.INVESTIGATOR,), (SYSTEM.role,)
+ANYONE = (*READERS, SYSTEM.role)
+
+# Row 1 is intake's. Within a row, each event and who may bring it about stands on a line of its own.
 TRANSITIONS = (
-    Transition(2, State.OPEN, State.CLAIMED, frozenset({Role.INVESTIGATOR}), EventType.CASE_CLAIMED),
-    Transition(3, State.CLAIMED, State.OPEN, frozenset({Role.INVESTIGATOR}), EventType.CASE_RELEASED),
-    Transition(3, State.CLAIMED, State.OPEN, frozenset({SYSTEM.role}), EventType.CASE_LEASE_LAPSED),
+    _rows(2, {State.OPEN}, State.CLAIMED, EventType.CASE_CLAIMED, OWNERS),
+    _rows(3, {State.CLAIMED}, State.OPEN, EventType.CASE_RELEASED, OWNERS, "reason", owner=True),
+    _rows(3, {State.CLAIMED}, State.OPEN, EventType.CASE_LEASE_LAPSED, BY_SYSTEM),
+    _rows(4, {State.CLAIMED}, State.IN_ACTION, EventType.ACT_RECORDED, OWNERS, "kind", "when", "proof", owner=True),
+    _rows(5, {State.IN_ACTION}, State.REFERRED, EventType.REFERRAL_SENT, OWNERS, "recipient", "basis", owner=True),
+    _rows(
+        6,
+        {State.REFERRED},
+        State.WITH_AUTHORITY,
+        EventType.REFERRAL_TAKEN,
+        OWNERS,
+        *("reference", "taker", "rank", "taker_unit", "proof"),
+        owner=True,
+    ),
+    _rows(7, {State.REFERRED}, State.IN_ACTION, EventType.REFERRAL_REFUSED, OWNERS, "reason", owner=True),
+    _rows(8, {State.WITH_AUTHORITY}, State.IN_COURT, EventType.COURT_ENTERED, (Role.LEGAL,), "reference", "proof"),
+    _rows(9, {State.IN_COURT}, State.WITH_AUTHORITY, EventType.COURT_RETURNED, (Role.LEGAL,), "reason", "proof"),
+    _rows(10, {State.WITH_AUTHORITY}, State.IN_ACTION, EventType.REFERRAL_REFUSED, OWNERS, "reason", owner=True),
 )
 
 
-def transition(before: str, after: State, role: str) -> Transition:
-    """Return the row that lets `role` take a case from `before` to `after`.
+def transition(case: Case, event: EventType, role: str, member: UUID | None) -> Transition:
+    """Return the row by which `event` moves `case` when a person of `role` brings it about.
 
-    Raises WrongState when no row starts there, Forbidden when one does but not for this role.
+    member: who; None for the system. Raises WrongState when no row starts at the case's state, Forbidden when one
+    does but not for this role or person.
     """
-    rows = [row for row in TRANSITIONS if row.before == before and row.after == after]
+    rows = [row for row in TRANSITIONS if row.event == event and case.state in row.before]
     if not rows:
-        raise WrongState(f"A case that is {before} cannot become {after}.")
+        raise WrongState(f"This step does not fit a case that is {case.state}.")
     for row in rows:
-        if role in row.who:
+        if role in row.who and (not row.owner or case.owner == member):
             return row
-    raise Forbidden("This role may not take this step.")
+    raise Forbidden(
+        "Only the owner of the case takes this step." if rows[0].owner else "This role may not take this step."
+    )
+
+
+# Overlays that refuse what ends or weakens a case (casework.md section 4, marked †).
+STOPPING = frozenset(
+    {
+        OverlayKind.STALL,
+        OverlayKind.FLIGHT,
+        OverlayKind.SIGNAL,
+        OverlayKind.REVIEW_OWED,
+        OverlayKind.OVERSIGHT_HOLD,
+    }
+)
+
+
+def overlays(session: Session, case: Case) -> frozenset[str]:
+    """Return the marks that stand beside the case's state."""
+    standing = select(col(Overlay.kind)).where(col(Overlay.case) == case.id, col(Overlay.ended_at).is_(None))
+    return frozenset(session.scalars(standing).all())
+
+
+def mark(tx: Tx, case: Case, kind: OverlayKind, now: datetime) -> list[NewEvent]:
+    """Set an overlay, and return the event that says so; none if it stands already. The caller appends it."""
+    if kind in overlays(tx, case):
+        return []
+    tx.add(Overlay(id=uuid4(), case=case.id, kind=kind, set_at=now))
+    tx.flush()
+    return [NewEvent(EventType.OVERLAY_SET, now, SYSTEM, state_class(case.state), case.due_at, {"overlay": kind})]
+
+
+def unmark(tx: Tx, case: Case, kind: OverlayKind, actor: Actor, now: datetime) -> list[NewEvent]:
+    """End an overlay, and return the event that says so; none if it does not stand. The caller appends it."""
+    standing = and_(col(Overlay.case) == case.id, col(Overlay.kind) == kind, col(Overlay.ended_at).is_(None))
+    ended = tx.execute(update(Overlay).where(standing).values(ended_at=now))
+    if ended.rowcount == 0:  # type: ignore[attr-defined]
+        return []
+    return [NewEvent(EventType.OVERLAY_ENDED, now, actor, state_class(case.state), case.due_at, {"overlay": kind})]
+
+
+def move(
+    tx: Tx,
+    ledger: Ledger,
+    case: Case,
+    event: EventType,
+    *,
+    actor: Actor,
+    now: datetime,
+    fields: Mapping[str, Any] = MappingProxyType({}),
+    member: UUID | None = None,
+    meets: Iterable[ClockKind] = (),
+    starts: Iterable[dict[str, Any]] = (),
+    before: Sequence[NewEvent] = (),
+    after: Sequence[NewEvent] = (),
+    effect: Mapping[str, Any] | None = None,
+    **columns: Any,
+) -> None:
+    """Take a case along one row of `TRANSITIONS`: the only way to another state.
+
+    meets: the kinds of running clocks that this step ends. starts: rows of new ones (`clocks.clock_row`). before,
+    after: further events of the same act, around the one that moves it. member: who takes the step, None for the
+    system. Raises WrongState, Forbidden, InvalidForm for a proof that is missing, HeadMoved.
+    """
+    row = transition(case, event, actor.role, member)
+    for name in row.proof:
+        value = fields.get(name)
+        if not (value.value if isinstance(value, Sealed) else value):
+            raise InvalidForm(name, "This step needs it.")
+    if row.weakens and (stopping := overlays(tx, case) & STOPPING):
+        raise WrongState(f"Not while this stands beside the case: {', '.join(sorted(stopping))}.")
+    for kind in meets:
+        meet(tx, case, kind, now)
+    tx.insert(Clock, list(starts))
+    state = State(case.back) if row.after is None else row.after
+    if case.state in ACTIVE or case.state == State.OPEN:
+        columns["back"] = case.state
+    due_at, due_kind = next_due(tx, case)
+    moved = NewEvent(event, now, actor, state_class(state), due_at, fields, effect=effect)
+    values = {"state": state, "due_at": due_at, "due_kind": due_kind} | columns
+    change(tx, ledger, case, [*before, moved, *after], **values)
 
 
 def reference(case: UUID) -> str:
@@ -182,16 +320,24 @@ def claim(
     case = find(tx, viewer, case_id)
     if case.state == State.CLAIMED:
         raise AlreadyClaimed("Somebody else has taken this case.")
-    row = transition(case.state, State.CLAIMED, viewer.role)
+    transition(case, EventType.CASE_CLAIMED, viewer.role, viewer.member)
     if case.unit not in viewer.units:
         raise Forbidden("Another unit works this case.")
     unmoved(tx, case, version)
     until = now + leases[RANK[case.level]]
-    meet(tx, case, ClockKind.CLAIM, now)
-    tx.insert(Clock, [clock_row(case.id, ClockKind.LEASE, until, row.event)])
-    due_at, due_kind = next_due(tx, case)
-    event = NewEvent(row.event, now, viewer.actor, StateClass.OPEN, due_at, {"unit": case.unit})
-    change(tx, ledger, case, [event], state=State.CLAIMED, owner=viewer.member, due_at=due_at, due_kind=due_kind)
+    move(
+        tx,
+        ledger,
+        case,
+        EventType.CASE_CLAIMED,
+        actor=viewer.actor,
+        member=viewer.member,
+        now=now,
+        fields={"unit": case.unit},
+        meets=[ClockKind.CLAIM],
+        starts=[clock_row(case.id, ClockKind.LEASE, until, EventType.CASE_CLAIMED)],
+        owner=viewer.member,
+    )
 
 
 def lapse_leases(sessions: Sessions, ledger: Ledger, now: datetime) -> int:
@@ -217,10 +363,18 @@ def _lapse(tx: Tx, *, ledger: Ledger, clock_id: UUID, case_id: UUID, now: dateti
         return
     if case.state != State.CLAIMED:
         return
-    row = transition(case.state, State.OPEN, SYSTEM.role)
-    due_at, due_kind = run_again(tx, case, now)
-    event = NewEvent(row.event, now, SYSTEM, StateClass.OPEN, due_at, {"unit": case.unit})
-    change(tx, ledger, case, [event], state=State.OPEN, owner=None, due_at=due_at, due_kind=due_kind)
+    run_again(tx, case, now)
+    move(
+        tx,
+        ledger,
+        case,
+        EventType.CASE_LEASE_LAPSED,
+        actor=SYSTEM,
+        now=now,
+        fields={"unit": case.unit},
+        meets=[ClockKind.STEP],
+        owner=None,
+    )
 
 
 # --- hand-on --------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Deadlines as rows: computed once, never moved later, and what happens when nobody meets them.
 
-A clock for claiming has a ladder (casework.md section 3, triage.md section 10): reminders before it is due, for P1
-alone, then the lapse itself, then one and two targets later. Each step is taken once: the row says which is next.
+A clock has a ladder (casework.md section 3, triage.md section 10): the lapse itself, then one and two spans later; for
+claiming, of P1 alone, reminders before it. Each step is taken once: the row says which is next.
 """
 
 from datetime import datetime, timedelta
@@ -29,7 +29,7 @@ class Step(IntEnum):
     EVERY_OVERSIGHT = 5
 
 
-# When a step is taken, in claim targets after the deadline: of P1's 15 minutes, 10 and 5 before it.
+# When a step is taken, in spans after the deadline: of P1's 15 minutes to claim, 10 and 5 before it.
 _AFTER: dict[int, float] = {
     Step.REMINDED: -2 / 3,
     Step.REMINDED_AGAIN: -1 / 3,
@@ -37,11 +37,24 @@ _AFTER: dict[int, float] = {
     Step.OVERSIGHT: 1,
     Step.EVERY_OVERSIGHT: 2,
 }
+STALLING = frozenset({ClockKind.ACT, ClockKind.STEP, ClockKind.HEARTBEAT})  # whose lapse is a stall
+ANSWER = {Level.P1: timedelta(minutes=15)}  # a supervisor's, when a clock has lapsed; else
+LONGEST_ANSWER = timedelta(hours=4)
 
 
-def step_at(step: int, due_at: datetime, span: int) -> datetime | None:
-    """Return when `step` of a claim clock is taken, None after the last. span: the claim target, seconds."""
-    return due_at + timedelta(seconds=span * _AFTER[step]) if step in _AFTER else None
+def step_at(kind: str, step: int, due_at: datetime, span: int) -> datetime | None:
+    """Return when `step` of a clock is taken, None after the last. span: seconds, as its row says.
+
+    A heartbeat's reminder is its only step: the letter to the next authority has a clock of its own.
+    """
+    if step not in _AFTER or (kind == ClockKind.HEARTBEAT and step > Step.LAPSED):
+        return None
+    return due_at + timedelta(seconds=span * _AFTER[step])
+
+
+def answer_time(level: str) -> timedelta:
+    """Return how long a supervisor has to act or to change the owner once a clock has lapsed (casework.md 3)."""
+    return ANSWER.get(Level(level), LONGEST_ANSWER)
 
 
 def first_step(level: str) -> Step:
@@ -49,8 +62,14 @@ def first_step(level: str) -> Step:
     return Step.REMINDED if level == Level.P1 else Step.LAPSED
 
 
-def clock_row(case: UUID, kind: ClockKind, due_at: datetime, set_by: EventType) -> dict[str, Any]:
-    """Return the row of a running clock without ladder."""
+def clock_row(
+    case: UUID, kind: ClockKind, due_at: datetime, set_by: EventType, answer: timedelta | None = None
+) -> dict[str, Any]:
+    """Return the row of a running clock.
+
+    answer: how long those who are told of its lapse have before the next are told; None for a clock without ladder.
+    """
+    span = None if answer is None else int(answer.total_seconds())
     return {
         "id": uuid4(),
         "case": case,
@@ -59,16 +78,16 @@ def clock_row(case: UUID, kind: ClockKind, due_at: datetime, set_by: EventType) 
         "set_by": set_by,
         "met_at": None,
         "lapsed_at": None,
-        "span": None,
-        "step": 0,
-        "next_at": None,
+        "span": span,
+        "step": 0 if span is None else int(Step.LAPSED),
+        "next_at": None if span is None else due_at,
     }
 
 
 def claim_clock_row(case: UUID, level: str, due_at: datetime, target: timedelta, set_by: EventType) -> dict[str, Any]:
     """Return the row of a running claim clock with its ladder. target: for claiming at this level."""
     span, step = int(target.total_seconds()), first_step(level)
-    ladder = {"span": span, "step": int(step), "next_at": step_at(step, due_at, span)}
+    ladder = {"span": span, "step": int(step), "next_at": step_at(ClockKind.CLAIM, step, due_at, span)}
     return clock_row(case, ClockKind.CLAIM, due_at, set_by) | ladder
 
 
@@ -111,9 +130,11 @@ def raise_level(
         late = clock.due_at <= now
         clock.due_at = min(clock.due_at, now + target)
         if clock.span is not None:
-            clock.span = int(target.total_seconds())
-            clock.step = clock.step if late else first_step(level)
-            clock.next_at = step_at(clock.step, clock.due_at, clock.span)
+            claiming = clock.kind == ClockKind.CLAIM
+            clock.span = int((target if claiming else answer_time(level)).total_seconds())
+            first = first_step(level) if claiming else Step.LAPSED
+            clock.step = clock.step if late else first
+            clock.next_at = step_at(clock.kind, clock.step, clock.due_at, clock.span)
             _leave_out_reminders(clock, now)
     tx.flush()
     return next_due(tx, case)
@@ -139,4 +160,4 @@ def run_again(tx: Tx, case: Case, now: datetime) -> tuple[datetime, str]:
 def _leave_out_reminders(clock: Clock, now: datetime) -> None:
     while clock.next_at is not None and clock.step < Step.LAPSED and clock.next_at <= now:
         clock.step += 1
-        clock.next_at = step_at(clock.step, clock.due_at, clock.span or 0)
+        clock.next_at = step_at(clock.kind, clock.step, clock.due_at, clock.span or 0)

@@ -14,7 +14,7 @@ import structlog
 
 from service import history
 from service.cases import case_key_insert, seal_row
-from service.clocks import claim_clock_row, clock_row
+from service.clocks import answer_time, claim_clock_row, clock_row
 from service.decisions import WALL_ROUTE, SealTo, decision_event, decision_row, fact_columns, page
 from service.history import NameKeys, Traces
 from service.ledger.events import (
@@ -183,7 +183,7 @@ def draft_tip(
                 claim_clock_row(
                     case, found.decision.level, claim_by, desk.claim_targets[rank], EventType.DECISION_MADE
                 ),
-                clock_row(case, ClockKind.ACT, act_by, EventType.DECISION_MADE),
+                clock_row(*(case, ClockKind.ACT, act_by, EventType.DECISION_MADE), answer_time(found.decision.level)),
             ],
         ),
         (OutboxJob, _jobs(desk, tip, found, case, tip_id, sender, minute)),
@@ -242,6 +242,7 @@ def _case_row(
         "due_kind": ClockKind.CLAIM,
         "generation": 1,
         "decision": 1,
+        "back": State.OPEN,
     }
 
 

@@ -15,12 +15,12 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 
 from service import outbox
-from service.cases import change, state_class
-from service.clocks import RUNNING, Step, step_at
+from service.cases import change, mark, state_class
+from service.clocks import RUNNING, STALLING, Step, step_at
 from service.db import Sessions, Tx
 from service.errors import CannotOpen
 from service.ledger.events import SYSTEM, EventType, Ledger, NewEvent
-from service.models import Case, CaseSeal, Clock, ClockKind, JobState, OutboxJob, State
+from service.models import Case, CaseSeal, Clock, ClockKind, JobState, OutboxJob, OverlayKind, State
 from service.outbox import never
 from service.vault.cards import Cards, UnitKind
 
@@ -97,14 +97,28 @@ def _step(tx: Tx, *, watch: Watch, clock_id: UUID, step: int, now: datetime) -> 
     case = tx.get(Case, clock.case) if clock else None
     if clock is None or case is None:
         return False
-    clock.step, clock.next_at = step + 1, step_at(step + 1, clock.due_at, clock.span or 0)
+    clock.step, clock.next_at = step + 1, step_at(clock.kind, step + 1, clock.due_at, clock.span or 0)
     tx.flush()
-    _tell(tx, watch, case, f"{clock.kind}:{clock.id.hex}:{step}", step, now, clock.kind)
+    stall = mark(tx, case, OverlayKind.STALL, now) if step == Step.LAPSED and clock.kind in STALLING else []
+    _tell(tx, watch, case, f"{clock.kind}:{clock.id.hex}:{step}", step, now, kind=clock.kind, events=stall)
     return True
 
 
-def _tell(tx: Tx, watch: Watch, case: Case, about: str, step: int, now: datetime, kind: str = ClockKind.CLAIM) -> None:
-    """Write the outbox rows and the event of one step. kind: of the clock; one that is no claim's is named."""
+def _tell(
+    tx: Tx,
+    watch: Watch,
+    case: Case,
+    about: str,
+    step: int,
+    now: datetime,
+    *,
+    kind: str = ClockKind.CLAIM,
+    events: Sequence[NewEvent] = (),
+) -> None:
+    """Write the outbox rows and the event of one step.
+
+    kind: of the clock; one that is no claim's is named. events: further ones of the step.
+    """
     told = on_duty(tx, watch, case, step)
     rows = [
         outbox.job(
@@ -129,7 +143,8 @@ def _tell(tx: Tx, watch: Watch, case: Case, about: str, step: int, now: datetime
     tx.insert(OutboxJob, rows)
     what = EventType.CLOCK_LAPSED if step == Step.LAPSED else EventType.CLOCK_ESCALATED
     fields = {"step": step, "told": told} | ({} if kind == ClockKind.CLAIM else {"clock": str(kind)})
-    change(tx, watch.ledger, case, [NewEvent(what, now, SYSTEM, state_class(case.state), case.due_at, fields)])
+    told_event = NewEvent(what, now, SYSTEM, state_class(case.state), case.due_at, fields)
+    change(tx, watch.ledger, case, [told_event, *events])
 
 
 def on_duty(session: Session, watch: Watch, case: Case, step: int) -> list[str]:

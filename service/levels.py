@@ -15,6 +15,7 @@ from sqlalchemy import exists, or_, select
 from sqlmodel import Session, col
 
 from service.cases import (
+    READERS,
     STANDING,
     OpenedCase,
     case_key_insert,
@@ -64,9 +65,6 @@ from service.walls import Viewer, readable
 
 log = structlog.get_logger("levels")
 
-READERS = frozenset(
-    {Role.SCREENER, Role.INVESTIGATOR, Role.SUPERVISOR, Role.OVERSIGHT, Role.ADVOCATE, Role.LEGAL}
-)  # casework.md section 1: who may read a case may say what is known of it, and how urgent it is
 SHORTEST_REASON = 40  # characters
 NEVER_LOWERED = "R020"  # an earlier case was closed incomplete
 MOST_RISES = 3

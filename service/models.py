@@ -115,6 +115,25 @@ class ClockKind(StrEnum):
     ACT = "act"
     LEASE = "lease"
     CHALLENGE = "challenge"  # a tipster says that something is wrong: oversight's alone
+    STEP = "step"
+    TAKEN = "taken"
+    PAPERS = "papers"
+    HEARTBEAT = "heartbeat"
+    LETTER = "letter"
+
+
+class OverlayKind(StrEnum):
+    """Marks beside the state (casework.md section 4)."""
+
+    SETTLEMENT = "settlement"
+    STALL = "stall"
+    FLIGHT = "flight"
+    CHILD_REPORTER = "child_reporter"
+    SIGNAL = "signal"
+    REVIEW_OWED = "review_owed"
+    OVERSIGHT_HOLD = "oversight_hold"
+    LEGAL_HOLD = "legal_hold"
+    SECOND_LOOK = "second_look"
 
 
 class LoweringState(StrEnum):
@@ -314,6 +333,7 @@ class Case(SQLModel, table=True):
     due_kind: str = Field(sa_type=Word)
     generation: int
     decision: int
+    back: str = Field(default=State.OPEN, sa_type=Word, sa_column_kwargs={"server_default": "open"})
 
 
 class CaseKey(SQLModel, table=True):
@@ -498,6 +518,48 @@ class Lowering(SQLModel, table=True):
     approver: UUID | None = Field(default=None, foreign_key="member.id")
     approver_unit: str | None = Field(default=None, foreign_key="unit.id", sa_type=Word)
     overseer: UUID | None = Field(default=None, foreign_key="member.id")
+
+
+class Attachment(SQLModel, table=True):
+    """A file of a case, sealed and never changed: the proof of an act, a letter of an authority.
+
+    print: a keyed name of what it holds (keys.md section 3), so that one paper does not prove two things unseen.
+    name_*: its real name and type, a ``meta`` envelope. Which event commits to it says its field ``attachment``.
+    """
+
+    __table_args__ = (UniqueConstraint("case", "number"), Index("ix_attachment_print", "print"))
+    id: UUID = Field(primary_key=True)
+    case: UUID = Field(foreign_key="case_file.id")
+    number: int
+    generation: int
+    print: bytes
+    filed_by: UUID = Field(foreign_key="member.id")
+    filed_hour: datetime = Field(sa_type=Utc)
+    header: bytes
+    seal: bytes
+    body: bytes
+    name_header: bytes
+    name_seal: bytes
+    name_body: bytes
+
+
+class Overlay(SQLModel, table=True):
+    """A mark beside a case's state. One of a kind stands at a time."""
+
+    __table_args__ = (
+        Index(
+            "ix_overlay_standing",
+            *("case", "kind"),
+            unique=True,
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+    )
+    id: UUID = Field(primary_key=True)
+    case: UUID = Field(foreign_key="case_file.id")
+    kind: str = Field(sa_type=Word)
+    set_at: datetime = Field(sa_type=Utc)
+    ended_at: datetime | None = Field(default=None, sa_type=Utc)
 
 
 class Clock(SQLModel, table=True):

@@ -155,7 +155,7 @@ def test_claim_clocks_that_ran_before_there_was_a_worker_climb_from_the_lapse_on
 ) -> None:
     """Nobody was reminded before there was a worker; the lapse of each level is told once, then its longer steps."""
     due = datetime(2027, 3, 9, 8, tzinfo=UTC)
-    migrate(empty_url)
+    migrate(empty_url, "0003")
     with before_the_worker.read() as session:
         clocks = session.scalars(select(Clock)).all()
     assert len(clocks) == 12

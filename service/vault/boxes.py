@@ -32,6 +32,7 @@ SID = b"bamboo-sid-v1"
 FORM = b"bamboo-form-v1"
 SUSPECT = b"bamboo-susp-v1"
 SILENT = b"bamboo-silent-v1"
+FILE = b"bamboo-file-v1"
 
 
 def H(data: bytes) -> bytes:
@@ -238,6 +239,11 @@ def silent_name(key: bytes, contact: UUID) -> bytes:
 def provider_name(row_key: bytes, sid: str) -> bytes:
     """Return the name under which a provider's id `sid` is stored, 32 bytes (keys.md section 3)."""
     return keyed_name(row_key, sid.encode(), SID)
+
+
+def file_name(row_key: bytes, digest: bytes) -> bytes:
+    """Return the name under which the content of a file is found again, 32 bytes. digest: SHA-256 of the content."""
+    return keyed_name(row_key, digest, FILE)
 
 
 def row_tag(row_key: bytes, row: Mapping[str, object]) -> bytes:

@@ -18,7 +18,6 @@ from service.errors import (
     Forbidden,
     NoSuchCase,
     StorageUnavailable,
-    WrongState,
 )
 from service.ledger.events import SYSTEM, EventType, NewEvent, StateClass
 from service.models import Case, CaseSeal, Channel, Clock, Level, State
@@ -273,14 +272,6 @@ def test_a_page_that_is_out_of_date_claims_nothing(world: World) -> None:
     hand_on(world, case)
     with pytest.raises(CaseMoved):
         claim(world, case, version=case.version)
-
-
-def test_every_transition_names_its_row_and_no_state_is_left_by_another_way() -> None:
-    assert {(t.before, t.after) for t in cases.TRANSITIONS} == {("open", "claimed"), ("claimed", "open")}
-    with pytest.raises(WrongState):
-        cases.transition("closed", State.CLAIMED, "investigator")
-    with pytest.raises(Forbidden):
-        cases.transition("open", State.CLAIMED, "screener")
 
 
 # --- hand-on and walls ---

@@ -33,7 +33,7 @@ def times(level: str) -> dict[int, float]:
     due_at, span = NOW + target, int(target.total_seconds())
     found: dict[int, float] = {}
     for step in range(first_step(level), 99):
-        at = step_at(step, due_at, span)
+        at = step_at("claim", step, due_at, span)
         if at is None:
             break
         found[step] = (at - NOW).total_seconds() / 60
@@ -51,10 +51,10 @@ def test_the_others_climb_from_their_deadline_on(level: str, hours: int) -> None
 
 @given(st.sampled_from(list(Level)), st.integers(1, 10**7))
 def test_steps_come_in_order_and_end(level: Level, span: int) -> None:
-    steps = [step_at(step, NOW, span) for step in range(first_step(level), Step.EVERY_OVERSIGHT + 1)]
+    steps = [step_at("claim", step, NOW, span) for step in range(first_step(level), Step.EVERY_OVERSIGHT + 1)]
     assert all(steps)
     assert steps == sorted(steps)  # type: ignore[type-var]
-    assert step_at(Step.EVERY_OVERSIGHT + 1, NOW, span) is None
+    assert step_at("claim", Step.EVERY_OVERSIGHT + 1, NOW, span) is None
 
 
 def test_a_clock_without_ladder_has_no_step() -> None:
@@ -131,7 +131,7 @@ def test_a_rise_moves_the_act_clock_too_and_returns_the_next_deadline(scene: Sce
     assert rise(scene, case, "P1", minutes=10) == (MINUTE + timedelta(minutes=25), "claim")
     act = scene.clock(case, "act")
     assert act.due_at == MINUTE + timedelta(minutes=70)
-    assert (act.step, act.next_at) == (0, None)
+    assert (act.step, act.next_at, act.span) == (Step.LAPSED, act.due_at, 900), "a supervisor has 15 minutes"
 
 
 @settings(max_examples=25)

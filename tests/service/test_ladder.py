@@ -8,14 +8,15 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
+from sqlmodel import col
 
 from commands.worker import SteadyTime
-from service import cases, ladder, outbox
+from service import cases, clocks, ladder, outbox
 from service.clocks import RUNNING, Step
 from service.db import Sessions, Tx, open_database, write
 from service.errors import CaseMoved
-from service.models import Case, Clock, JobState
+from service.models import Case, Clock, ClockKind, JobState
 from service.vault import boxes
 from tests.builders import NOW, World, a_world
 from tests.service.sending import DUTY, Scene, at_once, everything_logged
@@ -31,9 +32,21 @@ OVERSIGHT, SECOND = list(DUTY["oversight"]), list(DUTY["oversight-2"])
 STEPS = ["clock:deadline:escalated"] * 3 + ["clock:deadline:lapsed"] + ["clock:deadline:escalated"] * 2
 
 
+class ClaimScene(Scene):
+    """The ladder of claiming alone: deadlines to act, which have the same steps, tell nobody here."""
+
+    def tip(self, words: str = "Please look at the guesthouse.", **changed: Any) -> Case:
+        case = super().tip(words, **changed)
+        quiet = (
+            update(Clock).where(col(Clock.case) == case.id, col(Clock.kind) == "act").values(span=None, next_at=None)
+        )
+        write(self.world.sessions, lambda tx: tx.execute(quiet))
+        return case
+
+
 @pytest.fixture
 def scene(sessions: Sessions) -> Scene:
-    return Scene(a_world(sessions))
+    return ClaimScene(a_world(sessions))
 
 
 def rung_by_minute(scene: Scene, minutes: int, every: int = 1, since: datetime = MINUTE) -> dict[int, list[str]]:
@@ -398,7 +411,7 @@ def test_a_worker_that_follows_its_host_takes_all_steps_at_once(scene: Scene) ->
 
 def told_phones(world: World, *, walled: bool) -> dict[str, list[tuple[int, str]]]:
     """Let two hours pass with cases of other units, and one behind the wall or not; return each phone's texts."""
-    scene = Scene(world)
+    scene = ClaimScene(world)
     scene.tip(LOCKED_IN, sender="+85500000011")
     hand_on(world, scene.tip(LOCKED_IN, sender="+85500000013"))
     texts: dict[str, list[tuple[int, str]]] = {number: [] for numbers in DUTY.values() for number in numbers}
@@ -629,3 +642,30 @@ def test_a_claim_and_a_step_at_once_both_come_about(scene: Scene) -> None:
         assert session.get_one(Case, case.id).state == "claimed"
         assert session.scalars(select(Clock).where(RUNNING, Clock.kind == "claim")).all() == []
     assert scene.events(case).count("case:owner:claimed") == 1
+
+
+# --- acting ---
+
+
+def test_a_deadline_to_act_that_goes_by_is_a_stall_and_climbs(sessions: Sessions) -> None:
+    scene = Scene(a_world(sessions))
+    case = scene.tip(LOCKED_IN)
+    hand_on(scene.world, case)
+    claim(scene.world, case, at=scene.now)
+    write(sessions, lambda tx: tx.execute(text("UPDATE clock SET due_at = '2027-03-10 07:21:00' WHERE kind = 'lease'")))
+    unit = list(DUTY["siem-reap"])
+    rung = rung_by_minute(scene, 180)
+    assert rung == {60: unit, 75: OVERSIGHT, 90: sorted(OVERSIGHT + SECOND)}
+    with sessions.read() as session:
+        assert cases.overlays(session, case) == {"stall"}
+    assert scene.events(case).count("case:overlay:set") == 1
+
+
+def test_a_deadline_to_act_that_was_met_tells_nobody(sessions: Sessions) -> None:
+    scene = Scene(a_world(sessions))
+    case = scene.tip(P2)
+    write(sessions, lambda tx: clocks.meet(tx, case, ClockKind.ACT, scene.now))
+    write(sessions, lambda tx: clocks.meet(tx, case, ClockKind.CLAIM, scene.now))
+    assert rung_by_minute(scene, 60 * 40, every=60) == {}
+    with sessions.read() as session:
+        assert cases.overlays(session, case) == frozenset()
