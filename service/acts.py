@@ -3,8 +3,7 @@
 Reading, editing, noting and assigning are no acts: nothing here takes a case on without its paper.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -12,27 +11,21 @@ from uuid import UUID
 from sqlalchemy import exists, select
 from sqlmodel import col
 
-from service.attachments import NewFile, attach
 from service.cases import (
     ACTIVE,
-    READERS,
     OpenedCase,
-    case_public,
     change,
-    find,
-    has_opened,
     move,
     state_class,
     transition,
     unmark,
-    unmoved,
 )
+from service.casework import FAST, SLOW, Casework, Deed, owned_case, proven, read_case, runs, said
 from service.clocks import answer_time, clock_row, meet, next_due, run_again
-from service.db import Sessions, Tx, write
-from service.errors import Forbidden, InvalidForm, WrongState
-from service.ledger.events import EventType, Ledger, NewEvent, Sealed, append
+from service.db import Tx
+from service.errors import InvalidForm, WrongState
+from service.ledger.events import EventType, NewEvent
 from service.models import RANK, Case, Clock, ClockKind, LedgerEvent, Level, OverlayKind, State
-from service.vault.cards import Cards
 from service.walls import Viewer
 
 ACTS = ("contact", "visit", "safety_plan", "care", "evidence", "border_notice")
@@ -41,28 +34,6 @@ EMERGENCIES = ("ambulance", "police", "shelter")
 STEPS = ("contact_attempt", "letter", "hearing", "answer")
 BASES = ("law", "best_interests")
 PAPERS_WITHIN = timedelta(hours=72)  # after a referral that was taken by telephone
-FAST, SLOW = timedelta(days=7), timedelta(days=14)
-LONGEST_WORDS = 8000  # characters
-
-
-@dataclass(frozen=True)
-class Casework:
-    """What it takes to write what people do with a case. Targets by level, as in the settings."""
-
-    ledger: Ledger
-    cards: Cards
-    row_key: bytes = field(repr=False)
-    taken_targets: Sequence[timedelta] = (timedelta(hours=2), timedelta(hours=24), *[timedelta(hours=72)] * 2)
-    step_targets: Sequence[timedelta] = (FAST, FAST, SLOW, SLOW)
-
-
-@dataclass(frozen=True, slots=True)
-class Deed:
-    """One thing somebody did, as a form brings it. words: names to what was written; each is sealed to the case."""
-
-    kind: str
-    words: Mapping[str, str]
-    proof: NewFile | None = None
 
 
 # --- plan, act, step ------------------------------------------------------------------------------------
@@ -76,13 +47,13 @@ def plan(
     guess: the answer to "who could guess who told?", asked before any visit (casework.md section 5).
     Raises NoSuchCase, Forbidden, CaseMoved, WrongState, InvalidForm.
     """
-    case = _owned(tx, viewer, opened, version)
+    case = owned_case(tx, viewer, opened, version)
     if case.state not in ACTIVE:
         raise WrongState("A plan belongs to a case that somebody has claimed.")
-    said = _said(tx, work, case, {"plan": words, "guess": guess}, needed=("plan", "guess"))
+    fields = said(tx, work, case, {"plan": words, "guess": guess}, needed=("plan", "guess"))
     meet(tx, case, ClockKind.LEASE, now)
     due_at, due_kind = next_due(tx, case)
-    event = NewEvent(EventType.PLAN_RECORDED, now, viewer.actor, state_class(case.state), due_at, said)
+    event = NewEvent(EventType.PLAN_RECORDED, now, viewer.actor, state_class(case.state), due_at, fields)
     change(tx, work.ledger, case, [event], due_at=due_at, due_kind=due_kind)
 
 
@@ -92,15 +63,15 @@ def act(tx: Tx, work: Casework, viewer: Viewer, opened: OpenedCase, deed: Deed, 
     deed.words: ``when``, ``where``, ``present`` (who was there), and ``what``.
     Raises NoSuchCase, Forbidden, CaseMoved, WrongState, InvalidForm.
     """
-    case = _owned(tx, viewer, opened, version)
+    case = owned_case(tx, viewer, opened, version)
     if deed.kind not in ACTS:
         raise InvalidForm("kind", "Choose what was done.")
     if case.state not in ACTIVE:
         raise WrongState("An act belongs to a case that somebody has claimed.")
     if deed.kind in SEEN_COMING and not _planned(tx, case):
         raise WrongState('Enter the plan first: it answers "who could guess who told?"')
-    fields = {"kind": deed.kind} | _said(tx, work, case, deed.words, needed=("when", "where", "present"))
-    fields |= _proven(tx, work, viewer, case, deed, now)
+    fields = {"kind": deed.kind} | said(tx, work, case, deed.words, needed=("when", "where", "present"))
+    fields |= proven(tx, work, viewer, case, deed, now)
     _go_on(tx, work, viewer, case, EventType.ACT_RECORDED, fields, now, acted=True)
 
 
@@ -112,15 +83,15 @@ def emergency(
     deed.words: ``taker`` (name), ``taker_unit``, ``number``, ``when``, and ``what``. The proof is who was reached, at
     which number (casework.md section 5). Raises NoSuchCase, Forbidden, CaseMoved, WrongState, InvalidForm.
     """
-    case = _readable(tx, viewer, opened, version)
+    case = read_case(tx, viewer, opened, version)
     if case.level != Level.P1:
         raise WrongState("An emergency act belongs to a P1. Raise the level first.")
     if deed.kind not in EMERGENCIES:
         raise InvalidForm("kind", "Choose who was rung.")
     needed = ("taker", "taker_unit", "number", "when")
-    fields = {"kind": deed.kind, "unit": case.unit} | _said(tx, work, case, deed.words, needed=needed)
+    fields = {"kind": deed.kind, "unit": case.unit} | said(tx, work, case, deed.words, needed=needed)
     meet(tx, case, ClockKind.ACT, now)
-    if case.state == State.CLAIMED and not _runs(tx, case, ClockKind.STEP):
+    if case.state == State.CLAIMED and not runs(tx, case, ClockKind.STEP):
         tx.insert(Clock, [_step_clock(work, case, now)])  # its plan may have ended the lease: some clock always runs
     due_at, due_kind = next_due(tx, case)
     event = NewEvent(EventType.ACT_RECORDED, now, viewer.actor, state_class(case.state), due_at, fields)
@@ -136,14 +107,14 @@ def step(
     With a paper from outside the unit it renews the heartbeat too (casework.md section 6). deed.words: ``what``.
     Raises NoSuchCase, Forbidden, CaseMoved, WrongState, InvalidForm.
     """
-    case = _owned(tx, viewer, opened, version)
+    case = owned_case(tx, viewer, opened, version)
     if deed.kind not in STEPS:
         raise InvalidForm("kind", "Choose what kind of step it was.")
     if case.state not in ACTIVE - {State.CLAIMED}:
         raise WrongState("A step comes after the first act.")
-    fields = {"kind": deed.kind} | _said(tx, work, case, deed.words, needed=("what",))
+    fields = {"kind": deed.kind} | said(tx, work, case, deed.words, needed=("what",))
     if deed.proof is not None:
-        fields |= _proven(tx, work, viewer, case, deed, now)
+        fields |= proven(tx, work, viewer, case, deed, now)
     _go_on(tx, work, viewer, case, EventType.STEP_RECORDED, fields, now, acted=False)
 
 
@@ -151,8 +122,8 @@ def release(
     tx: Tx, work: Casework, viewer: Viewer, opened: OpenedCase, reason: str, *, version: int, now: datetime
 ) -> None:
     """Give a claim back, with a reason. The case is open again with its first claim deadline (row 3)."""
-    case = _owned(tx, viewer, opened, version)
-    fields = {"unit": case.unit} | _said(tx, work, case, {"reason": reason}, needed=("reason",))
+    case = owned_case(tx, viewer, opened, version)
+    fields = {"unit": case.unit} | said(tx, work, case, {"reason": reason}, needed=("reason",))
     transition(case, EventType.CASE_RELEASED, viewer.role, viewer.member)
     run_again(tx, case, now)
     meets = (ClockKind.LEASE, ClockKind.STEP)
@@ -171,11 +142,11 @@ def refer(
     that they get; with best interests also ``reason``.
     Raises NoSuchCase, Forbidden, CaseMoved, WrongState, InvalidForm.
     """
-    case = _owned(tx, viewer, opened, version)
+    case = owned_case(tx, viewer, opened, version)
     if deed.kind not in BASES:
         raise InvalidForm("kind", "Choose what the referral rests on.")
     needed = ("recipient", "summary", *(["reason"] if deed.kind == "best_interests" else []))
-    fields = {"basis": deed.kind} | _said(tx, work, case, deed.words, needed=needed)
+    fields = {"basis": deed.kind} | said(tx, work, case, deed.words, needed=needed)
     by = now + work.taken_targets[RANK[case.level]]
     clock = clock_row(case.id, ClockKind.TAKEN, by, EventType.REFERRAL_SENT, answer_time(case.level))
     _move(tx, work, viewer, case, EventType.REFERRAL_SENT, fields, now, meets=[ClockKind.STEP], starts=[clock])
@@ -190,13 +161,13 @@ def taken_by_phone(
     words: ``taker``, ``rank``, ``taker_unit``, ``number``, ``when``.
     Raises NoSuchCase, Forbidden, CaseMoved, WrongState, InvalidForm.
     """
-    case = _owned(tx, viewer, opened, version)
+    case = owned_case(tx, viewer, opened, version)
     if case.state != State.REFERRED or case.level not in (Level.P1, Level.P2):
         raise WrongState("Only a P1 or P2 that was referred is taken by telephone.")
-    if _runs(tx, case, ClockKind.PAPERS):
+    if runs(tx, case, ClockKind.PAPERS):
         raise WrongState("It was taken by telephone already: now its reference and document are due.")
     fields = {"kind": "taken_by_phone"}
-    fields |= _said(tx, work, case, words, needed=("taker", "rank", "taker_unit", "number", "when"))
+    fields |= said(tx, work, case, words, needed=("taker", "rank", "taker_unit", "number", "when"))
     for kind in (ClockKind.TAKEN, ClockKind.ACT):
         meet(tx, case, kind, now)
     papers = clock_row(case.id, ClockKind.PAPERS, now + PAPERS_WITHIN, EventType.STEP_RECORDED, answer_time(case.level))
@@ -214,9 +185,9 @@ def taken(
     deed.words: ``reference``, ``taker``, ``rank``, ``taker_unit``. A referral taken is an act.
     Raises NoSuchCase, Forbidden, CaseMoved, WrongState, InvalidForm.
     """
-    case = _owned(tx, viewer, opened, version)
-    fields = _said(tx, work, case, deed.words, needed=("reference", "taker", "rank", "taker_unit"))
-    fields |= _proven(tx, work, viewer, case, deed, now)
+    case = owned_case(tx, viewer, opened, version)
+    fields = said(tx, work, case, deed.words, needed=("reference", "taker", "rank", "taker_unit"))
+    fields |= proven(tx, work, viewer, case, deed, now)
     meets = (ClockKind.TAKEN, ClockKind.PAPERS, ClockKind.ACT)
     _move(tx, work, viewer, case, EventType.REFERRAL_TAKEN, fields, now, meets=meets, starts=_heartbeat(case, now))
 
@@ -228,8 +199,8 @@ def not_taken(
 
     Raises NoSuchCase, Forbidden, CaseMoved, WrongState, InvalidForm.
     """
-    case = _owned(tx, viewer, opened, version)
-    fields = _said(tx, work, case, {"reason": reason}, needed=("reason",))
+    case = owned_case(tx, viewer, opened, version)
+    fields = said(tx, work, case, {"reason": reason}, needed=("reason",))
     meets = (ClockKind.TAKEN, ClockKind.PAPERS, ClockKind.HEARTBEAT, ClockKind.LETTER)
     starts = [_step_clock(work, case, now)]
     _move(tx, work, viewer, case, EventType.REFERRAL_REFUSED, fields, now, meets=meets, starts=starts)
@@ -242,8 +213,8 @@ def to_court(
 
     Raises NoSuchCase, Forbidden, CaseMoved, WrongState, InvalidForm.
     """
-    case = _readable(tx, viewer, opened, version)
-    fields = _said(tx, work, case, deed.words, needed=("reference",)) | _proven(tx, work, viewer, case, deed, now)
+    case = read_case(tx, viewer, opened, version)
+    fields = said(tx, work, case, deed.words, needed=("reference",)) | proven(tx, work, viewer, case, deed, now)
     _move(tx, work, viewer, case, EventType.COURT_ENTERED, fields, now, meets=_BEATS, starts=_heartbeat(case, now))
 
 
@@ -254,26 +225,9 @@ def from_court(
 
     Raises NoSuchCase, Forbidden, CaseMoved, WrongState, InvalidForm.
     """
-    case = _readable(tx, viewer, opened, version)
-    fields = _said(tx, work, case, deed.words, needed=("reason",)) | _proven(tx, work, viewer, case, deed, now)
+    case = read_case(tx, viewer, opened, version)
+    fields = said(tx, work, case, deed.words, needed=("reason",)) | proven(tx, work, viewer, case, deed, now)
     _move(tx, work, viewer, case, EventType.COURT_RETURNED, fields, now, meets=_BEATS, starts=_heartbeat(case, now))
-
-
-def note_refused(
-    sessions: Sessions, ledger: Ledger, viewer: Viewer, case_id: UUID, what: EventType, now: datetime
-) -> None:
-    """Write that `viewer` asked for a step that the rules refuse: the try stays in the case's history.
-
-    Nothing is written of a case that does not exist for them. Raises NoSuchCase, StorageUnavailable.
-    """
-
-    def note(tx: Tx) -> None:
-        case = find(tx, viewer, case_id)
-        state = state_class(case.state)
-        event = NewEvent(EventType.STEP_REFUSED, now, viewer.actor, state, case.due_at, {"step": str(what)})
-        append(tx, ledger, case.chain, [event])
-
-    write(sessions, note)
 
 
 # --- what they share ------------------------------------------------------------------------------------
@@ -281,53 +235,9 @@ def note_refused(
 _BEATS = (ClockKind.HEARTBEAT, ClockKind.LETTER)
 
 
-def _readable(tx: Tx, viewer: Viewer, opened: OpenedCase, version: int) -> Case:
-    """Return a case as it was shown to `viewer`, who may read it and has read it."""
-    case = find(tx, viewer, opened.case.id)
-    if viewer.role not in READERS:
-        raise Forbidden("This role may not take this step.")
-    unmoved(tx, case, version)
-    if not has_opened(tx, case, viewer):
-        raise Forbidden("Open the account first: what is done rests on having read it.")
-    return case
-
-
-def _owned(tx: Tx, viewer: Viewer, opened: OpenedCase, version: int) -> Case:
-    case = _readable(tx, viewer, opened, version)
-    if case.owner != viewer.member:
-        raise Forbidden("Only the owner of the case takes this step.")
-    return case
-
-
-def _said(tx: Tx, work: Casework, case: Case, words: Mapping[str, str], *, needed: Iterable[str]) -> dict[str, Any]:
-    """Return what was written as fields of an event, sealed to the case; empty ones are left out."""
-    written = {name: text.strip() for name, text in words.items() if text.strip()}
-    for name in needed:
-        if name not in written:
-            raise InvalidForm(name, "This is needed.")
-    for name, text in written.items():
-        if len(text) > LONGEST_WORDS:
-            raise InvalidForm(name, f"Write at most {LONGEST_WORDS} characters here.")
-    public = case_public(tx, case, work.row_key)
-    return {name: Sealed(text, public) for name, text in written.items()}
-
-
-def _proven(tx: Tx, work: Casework, viewer: Viewer, case: Case, deed: Deed, now: datetime) -> dict[str, Any]:
-    if deed.proof is None:
-        raise InvalidForm("proof", "Attach the paper, or a photo of it.")
-    return attach(tx, work.row_key, viewer, case, deed.proof, now)[1]
-
-
 def _planned(tx: Tx, case: Case) -> bool:
     plans = exists().where(col(LedgerEvent.case) == case.chain, col(LedgerEvent.type) == EventType.PLAN_RECORDED)
     return bool(tx.scalar(select(plans)))
-
-
-def _runs(tx: Tx, case: Case, kind: ClockKind) -> bool:
-    running = exists().where(
-        col(Clock.case) == case.id, col(Clock.kind) == kind, col(Clock.met_at).is_(None), col(Clock.lapsed_at).is_(None)
-    )
-    return bool(tx.scalar(select(running)))
 
 
 def _step_clock(work: Casework, case: Case, now: datetime) -> dict[str, Any]:
@@ -361,12 +271,12 @@ def _go_on(
     acted: bool,
 ) -> None:
     """Write an act or a step of an owner, with the clocks that it renews and the stall that it ends."""
-    proven = "proof" in fields
+    papered = "proof" in fields
     meets = [ClockKind.STEP, *([ClockKind.LEASE, ClockKind.ACT] if acted else [])]
     starts = [_step_clock(work, case, now)] if case.state in (State.CLAIMED, State.IN_ACTION) else []
-    if proven and case.state in (State.WITH_AUTHORITY, State.IN_COURT):
+    if papered and case.state in (State.WITH_AUTHORITY, State.IN_COURT):
         meets, starts = [*meets, *_BEATS], _heartbeat(case, now)
-    ended = unmark(tx, case, OverlayKind.STALL, viewer.actor, now) if proven else []
+    ended = unmark(tx, case, OverlayKind.STALL, viewer.actor, now) if papered else []
     if acted and case.state == State.CLAIMED:
         _move(tx, work, viewer, case, what, fields, now, meets=meets, starts=starts, after=ended)
         return

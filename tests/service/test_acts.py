@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import select, update
 from sqlmodel import col
 
-from service import acts, attachments, cases
-from service.acts import Casework, Deed
+from service import acts, attachments, cases, casework
 from service.attachments import NewFile
+from service.casework import Casework, Deed
 from service.db import Sessions, write
 from service.errors import CannotOpen, CaseMoved, Forbidden, InvalidForm, NoSuchCase, NotFound, WrongState
 from service.ledger.events import EventType
@@ -319,7 +319,7 @@ def test_for_the_excluded_there_is_nothing_to_act_on(desk: Desk) -> None:
 
 def test_a_refused_try_stays_in_the_history(desk: Desk) -> None:
     viewer = desk.world.signed_in("investigator").viewer
-    acts.note_refused(desk.world.sessions, desk.world.ledger, viewer, desk.case.id, EventType.REFERRAL_TAKEN, NOW)
+    casework.note_refused(desk.world.sessions, desk.world.ledger, viewer, desk.case.id, EventType.REFERRAL_TAKEN, NOW)
     assert desk.events[-1] == EventType.STEP_REFUSED
 
 
