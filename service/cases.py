@@ -17,7 +17,7 @@ from sqlalchemy import and_, delete, exists, not_, or_, select, text, update
 from sqlmodel import Session, col
 
 from service.canonical import canonical
-from service.clocks import RUNNING, clock_row, meet, next_due, run_again
+from service.clocks import RUNNING, clock_row, meet, meet_all, next_due, run_again
 from service.db import Sessions, Tx, write
 from service.errors import (
     AlreadyClaimed,
@@ -38,6 +38,8 @@ from service.models import (
     CaseSeal,
     Clock,
     ClockKind,
+    Closure,
+    ClosureState,
     KeyedName,
     LedgerEvent,
     LedgerField,
@@ -57,6 +59,7 @@ from service.walls import Viewer, readable
 
 TELLING = ("record", "fact", "value")  # fields of events that tell what a case is about: sealed behind the wall
 STANDING = text("lowering.state IN ('proposed', 'approved')")  # a proposal that has not ended, as its index says it
+STANDING_CLOSURE = text("closure.state IN ('proposed', 'signed')")  # likewise, to close it
 log = structlog.get_logger("cases")
 
 QUIET = ("clock:", "message:", "content:", "tip:status:", "tip:challenge:")  # events that move no case: see `unmoved`
@@ -125,6 +128,38 @@ TRANSITIONS = (
     _rows(8, {State.WITH_AUTHORITY}, State.IN_COURT, EventType.COURT_ENTERED, (Role.LEGAL,), "reference", "proof"),
     _rows(9, {State.IN_COURT}, State.WITH_AUTHORITY, EventType.COURT_RETURNED, (Role.LEGAL,), "reason", "proof"),
     _rows(10, {State.WITH_AUTHORITY}, State.IN_ACTION, EventType.REFERRAL_REFUSED, OWNERS, "reason", owner=True),
+    _rows(
+        11,
+        NOT_CLOSED - {State.WITHDRAWAL_REVIEW},
+        State.WITHDRAWAL_REVIEW,
+        EventType.WITHDRAWAL_RECORDED,
+        READERS,
+        *("wanted_by", "where", "present"),
+    ),
+    _rows(12, {State.WITHDRAWAL_REVIEW}, None, EventType.REVIEW_HELD, (Role.OVERSIGHT,), "advocate", "heard"),
+    _rows(12, {State.WITHDRAWAL_REVIEW}, None, EventType.REVIEW_LAPSED, BY_SYSTEM),
+    _rows(
+        13,
+        ACTIVE,
+        State.CLOSURE_PROPOSED,
+        EventType.CLOSURE_PROPOSED,
+        OWNERS,
+        *("code", "why", "proof"),
+        owner=True,
+        weakens=True,
+    ),
+    _rows(14, {State.CLOSURE_PROPOSED}, State.CLOSED, EventType.CLOSURE_EFFECTIVE, BY_SYSTEM, "closure", weakens=True),
+    _rows(
+        16,
+        {State.CLOSURE_PROPOSED},
+        None,
+        EventType.CLOSURE_REFUSED,
+        (Role.SUPERVISOR, Role.OVERSIGHT),
+        "reason",
+    ),
+    _rows(16, {State.CLOSURE_PROPOSED}, None, EventType.CLOSURE_STOPPED, BY_SYSTEM, "cause"),
+    _rows(16, {State.CLOSURE_PROPOSED}, None, EventType.CLOSURE_EXPIRED, BY_SYSTEM),
+    _rows(17, {State.CLOSED}, State.CLAIMED, EventType.CASE_REOPENED, ANYONE, "reason"),
 )
 
 
@@ -161,6 +196,26 @@ def overlays(session: Session, case: Case) -> frozenset[str]:
     """Return the marks that stand beside the case's state."""
     standing = select(col(Overlay.kind)).where(col(Overlay.case) == case.id, col(Overlay.ended_at).is_(None))
     return frozenset(session.scalars(standing).all())
+
+
+def stop_closure(tx: Tx, ledger: Ledger, case: Case, cause: str, now: datetime) -> bool:
+    """Stop a proposal to close because something new came, and return whether one stood (casework.md row 16).
+
+    cause: a code: ``message``, ``fact``, ``settlement``, ``withdrawal``, ``challenge``, ``level``.
+    """
+    if case.state != State.CLOSURE_PROPOSED:
+        return False
+    end_closure(tx, case, ClosureState.STOPPED)
+    kinds = (ClockKind.COOLING, ClockKind.DECISION)
+    fields = {"cause": cause}
+    move(tx, ledger, case, EventType.CLOSURE_STOPPED, actor=SYSTEM, now=now, fields=fields, meets=kinds)
+    return True
+
+
+def end_closure(tx: Tx, case: Case, how: ClosureState) -> None:
+    """Say how the proposal that stands to close a case has ended."""
+    standing = and_(col(Closure.case) == case.id, STANDING_CLOSURE)
+    tx.execute(update(Closure).where(standing).values(state=how))
 
 
 def mark(tx: Tx, case: Case, kind: OverlayKind, now: datetime) -> list[NewEvent]:
@@ -217,8 +272,11 @@ def move(
     state = State(case.back) if row.after is None else row.after
     if case.state in ACTIVE or case.state == State.OPEN:
         columns["back"] = case.state
-    due_at, due_kind = next_due(tx, case)
-    moved = NewEvent(event, now, actor, state_class(state), due_at, fields, effect=effect)
+    closed = state == State.CLOSED
+    if closed:
+        meet_all(tx, case, now)
+    due_at, due_kind = (case.due_at, case.due_kind) if closed else next_due(tx, case)
+    moved = NewEvent(event, now, actor, state_class(state), None if closed else due_at, fields, effect=effect)
     values = {"state": state, "due_at": due_at, "due_kind": due_kind} | columns
     change(tx, ledger, case, [*before, moved, *after], **values)
 

@@ -29,6 +29,8 @@ class Casework:
     ledger: Ledger
     cards: Cards
     row_key: bytes = field(repr=False)
+    claim_targets: Sequence[timedelta]
+    act_targets: Sequence[timedelta]
     taken_targets: Sequence[timedelta] = (timedelta(hours=2), timedelta(hours=24), *[timedelta(hours=72)] * 2)
     step_targets: Sequence[timedelta] = (FAST, FAST, SLOW, SLOW)
 

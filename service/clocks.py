@@ -112,6 +112,11 @@ def meet(tx: Tx, case: Case, kind: ClockKind, now: datetime) -> None:
     tx.execute(update(Clock).where(col(Clock.case) == case.id, col(Clock.kind) == kind, RUNNING).values(met_at=now))
 
 
+def meet_all(tx: Tx, case: Case, now: datetime) -> None:
+    """End every running clock of a case that is closed."""
+    tx.execute(update(Clock).where(col(Clock.case) == case.id, RUNNING).values(met_at=now))
+
+
 def raise_level(
     tx: Tx, case: Case, level: str, *, claim: timedelta, act: timedelta, now: datetime
 ) -> tuple[datetime, str]:

@@ -155,9 +155,12 @@ def rise(
     return {"level": level, "due_at": due_at, "due_kind": due_kind}, [raised, *lapse_lowering(tx, case, now, due_at)]
 
 
-def page(row_key: bytes, about: UUID, case: UUID, now: datetime) -> dict[str, Any]:
-    """Return the outbox row that has whoever is on duty for a case told. about: what makes it urgent now."""
-    return job(row_key, PAGE, about.hex, case=case, language=STAFF_LANGUAGE, now=now, within=PAGE_WITHIN)
+def page(row_key: bytes, about: UUID, case: UUID, now: datetime, post: str | None = None) -> dict[str, Any]:
+    """Return the outbox row that has whoever is on duty for a case told. about: what makes it urgent now.
+
+    post: whom; None for the unit that works the case.
+    """
+    return job(row_key, PAGE, about.hex, case=case, duty=post, language=STAFF_LANGUAGE, now=now, within=PAGE_WITHIN)
 
 
 # --- what decisions rest on -----------------------------------------------------------------------------

@@ -18,7 +18,16 @@ from sqlalchemy import select, update
 from sqlmodel import Session, col
 
 from service import history, outbox
-from service.cases import case_key_insert, case_public, change, lapse_lowering, reference, state_class, wall
+from service.cases import (
+    case_key_insert,
+    case_public,
+    change,
+    lapse_lowering,
+    reference,
+    state_class,
+    stop_closure,
+    wall,
+)
 from service.db import ATTEMPTS, Tx
 from service.decisions import (
     WALL_ROUTE,
@@ -333,6 +342,7 @@ class Intake:
             )
         else:
             change(tx, self.desk.ledger, case, events, **columns)
+        stop_closure(tx, self.desk.ledger, case, "message", minute)
         return Receipt(open_tip.id, False, level)
 
     def _changes(

@@ -69,7 +69,7 @@ def _answer(tx: Tx, *, watch: Watch, page_id: UUID, now: datetime) -> bool:
     claimed = case.state != State.OPEN and page.key == f"{outbox.PAGE}:{case.id.hex}"
     outbox.settle(tx, [page.id], JobState.DROPPED if claimed else JobState.DONE, now)
     if not claimed:
-        _tell(tx, watch, case, page.key, 0, now)
+        _tell(tx, watch, case, page.key, 0 if page.duty != case.oversight else Step.OVERSIGHT, now)
     return True
 
 

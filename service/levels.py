@@ -26,6 +26,7 @@ from service.cases import (
     lapse_lowering,
     standing_lowering,
     state_class,
+    stop_closure,
     unmoved,
     wall,
 )
@@ -190,6 +191,7 @@ def _stand_on(
         wall(tx, judge.ledger, case, judge.cards, privates, actor=actor, cause=cause, now=now, events=events, **columns)
     else:
         change(tx, judge.ledger, case, events, **columns)
+    stop_closure(tx, judge.ledger, case, "fact", now)
     return walling
 
 
@@ -256,6 +258,7 @@ def raise_by_hand(
     why = {"reason": _sealed_reason(tx, judge, case, reason)}
     columns, events = rise(tx, judge, case, level, about=uuid4(), now=now, actor=viewer.actor, why=why)
     change(tx, judge.ledger, case, events, provisional=False, **columns)
+    stop_closure(tx, judge.ledger, case, "level", now)
 
 
 # --- down -----------------------------------------------------------------------------------------------

@@ -120,6 +120,9 @@ class ClockKind(StrEnum):
     PAPERS = "papers"
     HEARTBEAT = "heartbeat"
     LETTER = "letter"
+    REVIEW = "review"
+    COOLING = "cooling"
+    DECISION = "decision"
 
 
 class OverlayKind(StrEnum):
@@ -518,6 +521,48 @@ class Lowering(SQLModel, table=True):
     approver: UUID | None = Field(default=None, foreign_key="member.id")
     approver_unit: str | None = Field(default=None, foreign_key="unit.id", sa_type=Word)
     overseer: UUID | None = Field(default=None, foreign_key="member.id")
+
+
+class ClosureState(StrEnum):
+    """How far a proposal to close is. The first two stand: one such proposal a case."""
+
+    PROPOSED = "proposed"
+    SIGNED = "signed"  # by all who must; the case closes when the ledger's witnesses have seen it
+    REFUSED = "refused"
+    STOPPED = "stopped"  # something new came
+    EXPIRED = "expired"
+    EFFECTIVE = "effective"
+
+
+class Closure(SQLModel, table=True):
+    """A proposal to close a case, and who has signed it (casework.md section 7). Why is sealed, in its events.
+
+    papers: ids of the attachments that prove it, as JSON. The organisations are those of the root-signed cards.
+    """
+
+    __table_args__ = (
+        Index(
+            "ix_closure_standing",
+            "case",
+            unique=True,
+            sqlite_where=text("state IN ('proposed', 'signed')"),
+            postgresql_where=text("state IN ('proposed', 'signed')"),
+        ),
+    )
+    id: UUID = Field(primary_key=True)
+    case: UUID = Field(foreign_key="case_file.id")
+    state: str = Field(sa_type=Word)
+    reason: str = Field(sa_type=Word)
+    papers: str
+    proposed_at: datetime = Field(sa_type=Utc)
+    cools_until: datetime = Field(sa_type=Utc)
+    proposer: UUID = Field(foreign_key="member.id")
+    proposer_organisation: str = Field(sa_type=Word)
+    overseen: bool
+    approver: UUID | None = Field(default=None, foreign_key="member.id")
+    approver_organisation: str | None = Field(default=None, sa_type=Word)
+    overseer: UUID | None = Field(default=None, foreign_key="member.id")
+    overseer_organisation: str | None = Field(default=None, sa_type=Word)
 
 
 class Attachment(SQLModel, table=True):

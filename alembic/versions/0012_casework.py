@@ -15,6 +15,7 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
+PROPOSED = sa.text("state IN ('proposed', 'signed')")
 STANDING = sa.text("ended_at IS NULL")
 ANSWERS = "CASE level WHEN 'P1' THEN 900 ELSE 14400 END"
 
@@ -58,6 +59,30 @@ def upgrade() -> None:
         sqlite_where=STANDING,
         postgresql_where=STANDING,
     )
+    op.create_table(
+        "closure",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("case", sa.Uuid(), nullable=False),
+        *(sa.Column(name, sa.String(), nullable=False) for name in ("state", "reason", "papers")),
+        *(sa.Column(name, sa.DateTime(timezone=True), nullable=False) for name in ("proposed_at", "cools_until")),
+        sa.Column("proposer", sa.Uuid(), nullable=False),
+        sa.Column("proposer_organisation", sa.String(), nullable=False),
+        sa.Column("overseen", sa.Boolean(), nullable=False),
+        *(
+            sa.Column(f"{who}{what}", kind, nullable=True)
+            for who in ("approver", "overseer")
+            for what, kind in (("", sa.Uuid()), ("_organisation", sa.String()))
+        ),
+        sa.ForeignKeyConstraint(["case"], ["case_file.id"], name=op.f("fk_closure_case")),
+        *(
+            sa.ForeignKeyConstraint([who], ["member.id"], name=op.f(f"fk_closure_{who}"))
+            for who in ("proposer", "approver", "overseer")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_closure")),
+    )
+    op.create_index(
+        "ix_closure_standing", "closure", ["case"], unique=True, sqlite_where=PROPOSED, postgresql_where=PROPOSED
+    )
     op.execute(
         "UPDATE clock SET step = 3, next_at = due_at,"
         f' span = (SELECT {ANSWERS} FROM case_file WHERE case_file.id = clock."case")'
@@ -67,6 +92,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.execute("UPDATE clock SET step = 0, next_at = NULL, span = NULL WHERE kind = 'act'")
+    op.drop_table("closure")
     op.drop_table("overlay")
     op.drop_table("attachment")
     op.drop_column("case_file", "back")

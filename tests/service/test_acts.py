@@ -12,6 +12,7 @@ from sqlmodel import col
 from service import acts, attachments, cases, casework
 from service.attachments import NewFile
 from service.casework import Casework, Deed
+from service.config import Settings
 from service.db import Sessions, write
 from service.errors import CannotOpen, CaseMoved, Forbidden, InvalidForm, NoSuchCase, NotFound, WrongState
 from service.ledger.events import EventType
@@ -37,13 +38,18 @@ def an_act(kind: str = "contact", **changed: Any) -> Deed:
     return replace(Deed(kind, MET, a_paper()), **changed)
 
 
+def work_of(world: World) -> Casework:
+    targets = {"claim_targets": Settings().claim_targets, "act_targets": Settings().act_targets}
+    return Casework(world.ledger, world.founding.cards, world.founding.row_key, **targets)
+
+
 class Desk:
     """A case that an investigator owns, and what people do with it."""
 
-    def __init__(self, world: World, words: str = LOCKED_IN) -> None:
+    def __init__(self, world: World, words: str = LOCKED_IN, **tip: Any) -> None:
         self.world, self.now = world, NOW
-        self.work = Casework(world.ledger, world.founding.cards, world.founding.row_key)
-        self.case = new_case(world, words)
+        self.work = work_of(world)
+        self.case = new_case(world, words, **tip)
         hand_on(world, self.case)
         claim(world, self.case)
         self.keys = {"investigator": opened(world, "investigator", self.case, "owner")}
@@ -254,7 +260,7 @@ def test_an_emergency_act_by_the_screener_meets_the_clock_and_owns_nothing(sessi
     world = a_world(sessions)
     desk = Desk.__new__(Desk)
     desk.world, desk.now, desk.case, desk.keys = world, NOW, new_case(world), {}
-    desk.work = Casework(world.ledger, world.founding.cards, world.founding.row_key)
+    desk.work = work_of(world)
     words = {"taker": "Dara", "taker_unit": "119", "number": "119", "when": "14:25"}
     desk.do(acts.emergency, Deed("ambulance", words), by="screener")
     assert (desk.row.state, desk.row.owner) == (State.OPEN, None)
