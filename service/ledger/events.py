@@ -50,7 +50,6 @@ class EventType(StrEnum):
     REVIEW_LAPSED = "case:review:lapsed"
     CLOSURE_PROPOSED = "case:closure:proposed"
     CLOSURE_APPROVED = "case:closure:approved"
-    CLOSURE_EFFECTIVE = "case:closure:effective"
     CLOSURE_REFUSED = "case:closure:refused"
     CLOSURE_EXPIRED = "case:closure:expired"
     CLOSURE_STOPPED = "case:closure:stopped"
