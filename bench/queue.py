@@ -63,7 +63,7 @@ def viewers(member: UUID) -> dict[str, Viewer]:
     """Return two people who may see every active case: one who sits in three units, one of oversight."""
 
     def viewer(role: Role, seats: Sequence[Seat]) -> Viewer:
-        return Viewer(member, "0" * 32, "Person", "មនុស្ស", role, "org-police", tuple(seats))
+        return Viewer(member, "0" * 32, "Person", "មនុស្ស", role, "org-police", tuple(seats), frozenset())
 
     kinds = {unit: "screening" if unit == "screening" else "unit" for unit in UNITS}
     three = [Seat(unit, kind, "org-police") for unit, kind in kinds.items()]
@@ -229,6 +229,7 @@ class Claimers:
                 Role.INVESTIGATOR,
                 "org-police",
                 tuple(Seat(unit, "unit", "org-police") for unit in HANDLING),
+                frozenset(),
             )
             for member in history.members[:CLAIMERS]
         ]

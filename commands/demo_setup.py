@@ -171,8 +171,10 @@ def _signed_in(made: Installation, account: str) -> SignedIn:
     member, keys = made.people[account]
     unit = next(person.unit for person in cast.PEOPLE if person.account == account)
     card = made.founding.cards.unit(unit)
+    # No wall stands in the demo's past, so nobody needs names for one.
     seat = Seat(card.unit, card.kind, card.organisation)
-    viewer = Viewer(member.id, member.chain, member.name, member.name_km, member.role, member.organisation, (seat,))
+    who = member.id, member.chain, member.name, member.name_km, member.role, member.organisation
+    viewer = Viewer(*who, seats=(seat,), names=frozenset())
     return SignedIn(viewer, keys, b"", "")
 
 
@@ -273,8 +275,17 @@ def _incoming(story: Story, told: Told, at: datetime) -> IncomingTip:
 def _open(made: Installation, case_id: UUID, scene: Opened) -> None:
     who = _signed_in(made, scene.who).viewer
     row_key = made.founding.row_key
+    allowance = reading.Allowance(made.settings.readings_per_day, stepped_up=False)
     reading.record_opening(
-        made.sessions, made.ledger, row_key, who, case_id, reason=scene.reason, note="", now=made.clock
+        made.sessions,
+        made.ledger,
+        row_key,
+        who,
+        case_id,
+        reason=scene.reason,
+        note="",
+        allowance=allowance,
+        now=made.clock,
     )
 
 

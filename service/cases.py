@@ -4,7 +4,7 @@ The states and rows are those of casework.md sections 2 and 3.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -398,14 +398,19 @@ def claim(
     )
 
 
-def lapse_leases(sessions: Sessions, ledger: Ledger, now: datetime) -> int:
+def lapse_leases(sessions: Sessions, ledger: Ledger, now: datetime, viewer: Viewer | None = None) -> int:
     """End every claim whose lease is over, and return how many. Safe to run twice and at once.
+
+    viewer: only claims of cases that exist for them, so that no page takes longer for a case that does not.
 
     The case is open again with its first claim deadline, so that claiming and dropping gains nothing.
     """
     lapsed = and_(col(Clock.kind) == ClockKind.LEASE, RUNNING, col(Clock.due_at) < now)
+    overdue = select(col(Clock.id), col(Clock.case)).where(lapsed)
+    if viewer is not None:
+        overdue = overdue.join(Case, col(Case.id) == col(Clock.case)).where(readable(viewer))
     with sessions.read() as session:
-        waiting = session.execute(select(col(Clock.id), col(Clock.case)).where(lapsed).limit(1000)).all()
+        waiting = session.execute(overdue.limit(1000)).all()
     for clock_id, case_id in waiting:
         try:
             write(sessions, partial(_lapse, ledger=ledger, clock_id=clock_id, case_id=case_id, now=now))
@@ -444,6 +449,7 @@ class OpenedCase:
 
     case: Case
     privates: Mapping[int, bytes]  # generation -> case private key
+    barred: frozenset[str] = frozenset()  # units that its wall names: it must not be sealed to them
 
 
 def hand_on(
@@ -477,9 +483,11 @@ def hand_on(
     target = next((card for card in deck.of_kind(UnitKind.UNIT) if card.unit == unit), None)
     if target is None:
         raise Forbidden("A case is handed on to a handling unit.")
+    if target.unit in opened.barred:
+        raise Forbidden("This unit is behind the wall of this case.")
     if answer != "no":
-        cause = f"screener:{answer}:{unit}"
-        return wall(tx, ledger, case, deck, opened.privates, actor=viewer.actor, cause=cause, now=now)
+        cause, barred = f"screener:{answer}:{unit}", opened.barred
+        return wall(tx, ledger, case, deck, opened.privates, barred, actor=viewer.actor, cause=cause, now=now)
     for generation, private in opened.privates.items():
         tx.insert(CaseSeal, [seal_row(target, case.id, generation, private)])
     event = NewEvent(
@@ -529,6 +537,7 @@ def wall(
     case: Case,
     deck: Cards,
     privates: Mapping[int, bytes],
+    barred: frozenset[str],
     *,
     actor: Actor,
     cause: str,
@@ -542,12 +551,12 @@ def wall(
 
     privates: the case's private keys that the caller holds, by generation; integrity gets those. Columns that
     tell what the case is about are emptied, and decisions in clear are sealed to the case (keys.md section 5).
-    What was proposed to lower it lapses: who proposed it may not see it any more.
+    What was proposed to lower it lapses: who proposed it may not see it any more. barred: units that the case's wall
+    names (`walls.barred_units`); oversight alone holds it where integrity is one of them.
     cause: what named an official: ``screener``, ``words``, ``facts``, ``rules``. events: further ones of the same act.
     """
-    integrity = deck.integrity() or deck.oversight_for(deck.screening().organisation)
-    oversight = deck.oversight_for(integrity.organisation)
-    keep = {integrity.unit, oversight.unit, case.oversight}
+    integrity, oversight = behind_the_wall(deck, barred)
+    keep = {integrity.unit, oversight.unit, case.oversight} - barred
     tx.execute(delete(CaseSeal).where(col(CaseSeal.case) == case.id, col(CaseSeal.unit).not_in(keep)))
     tips = select(col(Tip.id)).where(col(Tip.case) == case.id)
     tx.execute(delete(KeyedName).where(col(KeyedName.tip).in_(tips)))  # counts elsewhere would tell of it
@@ -582,17 +591,37 @@ def wall(
         "province": None,
         "venue": None,
         "unit": integrity.unit,
+        "oversight": oversight.unit if case.oversight in barred else case.oversight,
         "generation": generation,
     }
     lapsed = lapse_lowering(tx, case, now, case.due_at)
     # Whoever claimed it is gone, and its first deadline runs again: earlier, perhaps, than what a rise has set.
-    values |= columns | _without_owner(tx, case, now)
+    values |= columns | without_owner(tx, case, now)
     change(tx, ledger, case, [*events, event, *lapsed], **values)
     return integrity.unit
 
 
-def _without_owner(tx: Tx, case: Case, now: datetime) -> dict[str, Any]:
-    """End a claim behind the wall, and return the columns of a case that is open again with its first deadline."""
+def behind_the_wall(deck: Cards, barred: Collection[str]) -> tuple[Card, Card]:
+    """Return the units that hold a case behind the wall: integrity and an oversight unit of another organisation.
+
+    barred: units that its wall names. Without integrity, oversight alone (casework.md section 10).
+    Raises Forbidden where nobody of oversight would be left: a case is never without a reader.
+    """
+    free = [card for card in deck.of_kind(UnitKind.OVERSIGHT) if card.unit not in barred]
+    if not free:
+        raise Forbidden("Somebody of oversight must be left to see the case.")
+    integrity = deck.integrity()
+    if integrity is None or integrity.unit in barred:
+        screening = deck.screening().organisation
+        integrity = next((card for card in free if card.organisation != screening), free[0])
+    others = [card for card in free if card.organisation != integrity.organisation]
+    return integrity, others[0] if others else free[0]
+
+
+def without_owner(tx: Tx, case: Case, now: datetime) -> dict[str, Any]:
+    """End the claim of somebody behind the wall; return the columns of a case that is open again, with its first
+    deadline.
+    """
     if case.state != State.CLAIMED:
         return {}
     of_case = col(Clock.case) == case.id

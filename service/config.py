@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     ruleset_file: Path = ROOT / "service" / "triage" / "rules" / "kh-hotline-triage.yaml"
     lexicon_dir: Path = ROOT / "service" / "triage" / "lexicon"
 
+    readings_per_day: int = 40
+    """How many accounts one person opens in 24 hours before the password is asked for again and oversight told."""
+
     public_port: int = 8000
     staff_port: int = 8001
     simulator_port: int = 8002

@@ -80,6 +80,7 @@ from service.triage import Assessment, Ruleset, Triage
 from service.vault import boxes, envelope
 from service.vault.cards import Cards, RelayKey
 from service.vault.envelope import Kind
+from service.walls import barred_units
 
 T = TypeVar("T")
 
@@ -334,6 +335,7 @@ class Intake:
                 case,
                 self.desk.cards,
                 {generation: private},
+                barred_units(tx, self.desk.row_key, case.id, self.desk.cards),
                 actor=SYSTEM,
                 cause="words",
                 now=minute,

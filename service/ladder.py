@@ -23,6 +23,7 @@ from service.ledger.events import SYSTEM, EventType, Ledger, NewEvent
 from service.models import Case, CaseSeal, Clock, ClockKind, JobState, OutboxJob, OverlayKind, State
 from service.outbox import never
 from service.vault.cards import Cards, UnitKind
+from service.walls import barred_units
 
 log = structlog.get_logger("ladder")
 
@@ -166,7 +167,8 @@ def _posts(session: Session, watch: Watch, case: Case, step: int) -> list[str]:
         return [case.unit + SUPERVISOR, case.unit]
     if step == Step.OVERSIGHT:
         return [case.oversight]
-    every = [card.unit for card in watch.cards.of_kind(UnitKind.OVERSIGHT)]
+    barred = barred_units(session, watch.row_key, case.id, watch.cards)
+    every = [card.unit for card in watch.cards.of_kind(UnitKind.OVERSIGHT) if card.unit not in barred]
     if not case.walled:
         return every
     holders = set(session.scalars(select(col(CaseSeal.unit)).where(col(CaseSeal.case) == case.id)).all())

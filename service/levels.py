@@ -8,6 +8,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID, uuid4
 
 import structlog
@@ -188,7 +189,9 @@ def _stand_on(
         events.insert(0, NewEvent(because, now, actor, state, due_at, said))
     if walling:
         cause = "rules" if because is None else "facts"
-        wall(tx, judge.ledger, case, judge.cards, privates, actor=actor, cause=cause, now=now, events=events, **columns)
+        barred = barred_units(tx, judge.row_key, case.id, judge.cards)
+        behind = partial(wall, tx, judge.ledger, case, judge.cards, privates, barred)
+        behind(actor=actor, cause=cause, now=now, events=events, **columns)
     else:
         change(tx, judge.ledger, case, events, **columns)
     stop_closure(tx, judge.ledger, case, "fact", now)
@@ -442,8 +445,9 @@ def _sealed_reason(tx: Tx, judge: Judge, case: Case, reason: str) -> Sealed:
 
 
 def _lowering(tx: Tx, case: Case, lowering_id: UUID, *states: LoweringState) -> Lowering:
-    lowering = tx.get(Lowering, lowering_id)
-    if lowering is None or lowering.case != case.id:
+    of_case = col(Lowering.case) == case.id
+    lowering = tx.scalars(select(Lowering).where(col(Lowering.id) == lowering_id, of_case)).one_or_none()
+    if lowering is None:
         raise NotFound("There is no such proposal.")
     if lowering.state not in states:
         raise WrongState("This proposal has ended.")

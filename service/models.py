@@ -148,6 +148,15 @@ class LoweringState(StrEnum):
     LAPSED = "lapsed"
 
 
+class NarrowingState(StrEnum):
+    """How far a proposal to narrow a wall is. The first two stand: one such proposal an exclusion."""
+
+    PROPOSED = "proposed"
+    APPROVED = "approved"  # signed by two of oversight; the exclusion ends when the ledger's witnesses have seen it
+    REFUSED = "refused"
+    DONE = "done"
+
+
 class Organisation(SQLModel, table=True):
     """A body that employs units. Closing needs two of them."""
 
@@ -605,6 +614,54 @@ class Overlay(SQLModel, table=True):
     kind: str = Field(sa_type=Word)
     set_at: datetime = Field(sa_type=Utc)
     ended_at: datetime | None = Field(default=None, sa_type=Utc)
+
+
+class Wall(SQLModel, table=True):
+    """Somebody for whom a case does not exist (casework.md section 10); who it is stands sealed in `whom`.
+
+    name: keyed, made of whom it stands for (`service.walls.wall_name`). exclusion: what was excluded in one act; a
+    person's has three names: theirs, that of whoever they supervise, that of whoever supervises them. why: a code.
+    """
+
+    name: bytes = Field(primary_key=True)
+    case: UUID = Field(primary_key=True, foreign_key="case_file.id", index=True)
+    exclusion: UUID = Field(index=True)
+    why: str = Field(sa_type=Word)
+    added_at: datetime = Field(sa_type=Utc)
+    whom: bytes
+    row_tag: bytes
+
+
+class Narrowing(SQLModel, table=True):
+    """A proposal to take an exclusion off a case's wall, and who of oversight has signed it. Why is in its events."""
+
+    __table_args__ = (
+        Index(
+            "ix_narrowing_standing",
+            "exclusion",
+            unique=True,
+            sqlite_where=text("state IN ('proposed', 'approved')"),
+            postgresql_where=text("state IN ('proposed', 'approved')"),
+        ),
+    )
+    id: UUID = Field(primary_key=True)
+    case: UUID = Field(foreign_key="case_file.id", index=True)
+    exclusion: UUID
+    state: str = Field(sa_type=Word)
+    proposed_at: datetime = Field(sa_type=Utc)
+    proposer: UUID = Field(foreign_key="member.id")
+    approver: UUID | None = Field(default=None, foreign_key="member.id")
+
+
+class Reading(SQLModel, table=True):
+    """An opening of a case's words, beside its event: what a day's quota is counted from. over: it was beyond it."""
+
+    __table_args__ = (Index("ix_reading_member", "member", "at"),)
+    eid: str = Field(primary_key=True, foreign_key="ledger_event.eid", sa_type=Word)
+    case: UUID = Field(foreign_key="case_file.id", index=True)
+    member: UUID = Field(foreign_key="member.id")
+    at: datetime = Field(sa_type=Utc)
+    over: bool
 
 
 class Clock(SQLModel, table=True):

@@ -85,7 +85,7 @@ def counts(session: Session, viewer: Viewer, now: datetime) -> dict[str, Count]:
     for seat in queues(viewer):
         rows = session.execute(
             select(col(Case.level), func.count(), late, unowned)
-            .where(listed(seat), text("state <> 'closed'"))
+            .where(listed(viewer, seat), text("state <> 'closed'"))
             .group_by(col(Case.level))
         ).all()
         for level, all_, late_, unowned_ in rows:
@@ -134,7 +134,11 @@ def _seat_page(
     after: QueueKey | None,
     size: int,
 ) -> Sequence[Row[Any]]:
-    conditions: list[ColumnElement[bool]] = [listed(seat), text("state <> 'closed'"), *_conditions(viewer, wanted, now)]  # type: ignore[list-item]
+    conditions: list[ColumnElement[bool]] = [
+        listed(viewer, seat),
+        text("state <> 'closed'"),  # type: ignore[list-item]
+        *_conditions(viewer, wanted, now),
+    ]
     if after is not None:
         key = (after.level, after.due_at, after.flag_rank, after.age_rank, after.id)
         conditions.append(tuple_(*_KEY) > tuple_(*(_bound(c, v) for c, v in zip(_KEY, key, strict=True))))

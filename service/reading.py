@@ -5,27 +5,28 @@ from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import or_, select
+from sqlalchemy import func, or_, select
 from sqlmodel import Session, col
 
-from service.cases import case_public, find, state_class
+from service.cases import case_public, find, has_opened, state_class
 from service.db import Sessions, Tx, write
 from service.decisions import latest_decision, open_decision
-from service.errors import CannotOpen, Forbidden
-from service.ledger.events import EventType, Ledger, NewEvent, Sealed, append, commit_field
-from service.models import Case, LedgerEvent, LedgerField, Member, Message, Role, Tip
+from service.errors import CannotOpen, Forbidden, StepUpNeeded
+from service.ledger.events import EventType, Ledger, NewEvent, Sealed, StateClass, append, commit_field
+from service.models import Case, LedgerEvent, LedgerField, Member, Message, Reading, Role, Tip
 from service.vault import boxes, envelope
 from service.vault.envelope import Envelope, Kind
-from service.walls import Viewer
+from service.walls import Viewer, check_wall, readable
 
 NEVER_READ = frozenset({Role.ADMIN, Role.AUDITOR})  # casework.md section 1
 OPENED = ("reason", "fact", "value")  # sealed fields of the history that a reader of the account is shown
 SALT = 32  # bytes, before a sealed field's value
+QUOTA_SPAN = timedelta(hours=24)  # rolling: midnight doubles nothing
 REASONS = ("screening", "owner", "supervision", "oversight", "link")
 
 
@@ -118,6 +119,14 @@ class OpenedFile:
     facts: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """How much one person may read. quota: openings in 24 hours. stepped_up: password and code were given again."""
+
+    quota: int
+    stepped_up: bool
+
+
 def record_opening(
     sessions: Sessions,
     ledger: Ledger,
@@ -127,12 +136,15 @@ def record_opening(
     *,
     reason: str,
     note: str,
+    allowance: Allowance,
     now: datetime,
 ) -> Case:
     """Append that `viewer` opens the account and why, commit it, and return the case.
 
-    reason: one of REASONS. note: free words, sealed to the case. Nothing may be decrypted before this
-    returns: an opening that cannot be written shows nothing. Raises NoSuchCase, Forbidden, StorageUnavailable.
+    reason: one of REASONS. note: free words, sealed to the case. Beyond the quota only after a step-up, and then a
+    second event says so, which oversight is shown (casework.md section 1, threats.md T-41). Nothing may be decrypted
+    before this returns: an opening that cannot be written shows nothing.
+    Raises NoSuchCase, Forbidden, StepUpNeeded, CannotOpen, StorageUnavailable.
     """
     if viewer.role in NEVER_READ:
         raise Forbidden("This role reads no case.")
@@ -141,15 +153,97 @@ def record_opening(
 
     def append_opening(tx: Tx) -> Case:
         case = find(tx, viewer, case_id)
+        check_wall(tx, case)
+        tx.execute(select(col(Member.id)).where(col(Member.id) == viewer.member).with_for_update())  # one at a time
+        opened = readings_since(tx, viewer, now - QUOTA_SPAN)
+        over = opened >= allowance.quota
+        if over and not allowance.stepped_up:
+            raise StepUpNeeded("You have opened many accounts today. Give your password and code again to go on.")
         fields: dict[str, Any] = {"reason": reason}
         if note:
             fields["note"] = Sealed(note, case_public(tx, case, row_key))
-        event = NewEvent(EventType.CONTENT_OPENED, now, viewer.actor, state_class(case.state), case.due_at, fields)
-        append(tx, ledger, case.chain, [event])
+        state = state_class(case.state)
+        events = [NewEvent(EventType.CONTENT_OPENED, now, viewer.actor, state, case.due_at, fields)]
+        if over:
+            told = {"opened": opened + 1, "quota": allowance.quota}
+            events.insert(0, NewEvent(EventType.QUOTA_EXCEEDED, now, viewer.actor, state, case.due_at, told))
+        seq = append(tx, ledger, case.chain, events)
+        at = (col(LedgerEvent.case) == case.chain, col(LedgerEvent.seq) == seq)
+        eid = tx.scalars(select(col(LedgerEvent.eid)).where(*at)).one()
+        tx.insert(Reading, [{"eid": eid, "case": case.id, "member": viewer.member, "at": now, "over": over}])
         tx.expunge(case)
         return case
 
     return write(sessions, append_opening)
+
+
+def readings_since(session: Session, viewer: Viewer, since: datetime) -> int:
+    """Return how many accounts `viewer` has opened since then."""
+    own = (col(Reading.member) == viewer.member, col(Reading.at) > since)
+    return session.scalar(select(func.count()).select_from(Reading).where(*own)) or 0
+
+
+@dataclass(frozen=True, slots=True)
+class Beyond:
+    """How often somebody read beyond the quota, for oversight; of cases that exist for whoever looks."""
+
+    name: str
+    name_km: str
+    role: str
+    times: int
+    last: datetime
+
+
+def beyond_quota(session: Session, viewer: Viewer, since: datetime) -> list[Beyond]:
+    """Return who has read beyond the quota since then, most first."""
+    times = func.count().label("times")
+    last = func.max(col(Reading.at))
+    rows = session.execute(
+        select(col(Member.name), col(Member.name_km), col(Member.role), times, last)
+        .join(Reading, col(Reading.member) == col(Member.id))
+        .join(Case, col(Case.id) == col(Reading.case))
+        .where(col(Reading.over).is_(True), col(Reading.at) > since, readable(viewer))
+        .group_by(col(Member.id), col(Member.name), col(Member.name_km), col(Member.role))
+        .order_by(times.desc(), col(Member.id))
+    ).all()
+    return [Beyond(*row) for row in rows]
+
+
+def record_refusal(sessions: Sessions, ledger: Ledger, viewer: Viewer, case_id: UUID, why: str, now: datetime) -> None:
+    """Append, in the person's own chain, that they asked for a case and were refused (ledger.md section 10).
+
+    A case that is hidden and one that never was leave the same event. why: the name of the refusal.
+    """
+    fields = {"case": case_id.hex, "why": why}
+    event = NewEvent(EventType.ACCESS_DENIED, now, viewer.actor, StateClass.SYSTEM, fields=fields)
+    write(sessions, lambda tx: append(tx, ledger, viewer.chain, [event]))
+
+
+def record_export(
+    sessions: Sessions, ledger: Ledger, viewer: Viewer, case_id: UUID, what: str, *, stepped_up: bool, now: datetime
+) -> Case:
+    """Append that `viewer` takes a part of a case out as a file, commit it, and return the case. what: a code.
+
+    Only what was opened before, and only after a step-up. Nothing may be decrypted before this returns.
+    Raises NoSuchCase, Forbidden, StepUpNeeded, CannotOpen, StorageUnavailable.
+    """
+
+    def append_export(tx: Tx) -> Case:
+        case = find(tx, viewer, case_id)
+        if viewer.role in NEVER_READ:
+            raise Forbidden("This role reads no case.")
+        if not stepped_up:
+            raise StepUpNeeded("To take this out as a file, give your password and code again.")
+        if not has_opened(tx, case, viewer):
+            raise Forbidden("Open the account first: what you say of it rests on having read it.")
+        check_wall(tx, case)
+        state = state_class(case.state)
+        made = NewEvent(EventType.CONTENT_EXPORTED, now, viewer.actor, state, case.due_at, {"what": what})
+        append(tx, ledger, case.chain, [made])
+        tx.expunge(case)
+        return case
+
+    return write(sessions, append_export)
 
 
 def decrypt(session: Session, case: Case, privates: Mapping[int, bytes]) -> OpenedFile:

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import delete, or_, select, update
 from sqlmodel import Session, col
 
-from service import register
+from service import register, walls
 from service.cases import OpenedCase, case_key_row
 from service.db import Sessions, Tx, write
 from service.errors import (
@@ -49,7 +49,7 @@ from service.turns import Turns
 from service.vault import boxes, members, passwords, totp
 from service.vault.cards import Card, Cards
 from service.vault.members import Grant, MemberKeys
-from service.walls import Seat, Viewer
+from service.walls import Seat, Viewer, barred_units
 
 IDLE = timedelta(minutes=30)
 LONGEST = timedelta(hours=8)
@@ -357,12 +357,12 @@ def resume(
         if now >= row.expires_at or now - row.seen_at > IDLE or member.disabled_at is not None:
             raise Unauthenticated("Please sign in again.")
         seats = _seats(session, deck, member, whole)
+        viewer = walls.viewer(session, row_key, member, seats)
     keys = members.open_session(cookie, member.id.hex, row.expires_at, row.sealed)
     boxes.check_row_tag(row_key, member_row(member), member.row_tag)
     if by_hand and now - row.seen_at > SEEN_EVERY:
         seen = update(StaffSession).where(col(StaffSession.id) == session_id).values(seen_at=now)
         write(sessions, lambda tx: tx.execute(seen))
-    viewer = Viewer(member.id, member.chain, member.name, member.name_km, member.role, member.organisation, seats)
     return SignedIn(viewer, keys, session_id, csrf_token(cookie), _stepped_up(row_key, row, now), whole)
 
 
@@ -539,7 +539,7 @@ def open_keys(session: Session, row_key: bytes, deck: Cards, who: SignedIn, case
         )
     if not privates:
         raise NoSuchCase
-    return OpenedCase(case, privates)
+    return OpenedCase(case, privates, barred_units(session, row_key, case.id, deck))
 
 
 def unit_private(session: Session, row_key: bytes, card: Card, who: SignedIn) -> bytes:

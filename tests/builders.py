@@ -15,6 +15,7 @@ from service.history import NameKeys
 from service.intake import IncomingTip, Intake, Pepper, Receipt
 from service.ledger.events import Ledger
 from service.models import Channel, Member, Role
+from service.reading import Allowance
 from service.triage import Triage
 from service.vault import totp
 from service.vault.cards import UnitKind
@@ -25,6 +26,7 @@ NOW = datetime(2027, 3, 9, 7, 21, 30, tzinfo=UTC)
 PASSWORD = "seven calm rivers of rice"
 TOTP = bytes(range(20))  # of everybody's phone
 CHEAP = {"passes": 1, "mib": 8}
+PLENTY = Allowance(1000, stepped_up=False)
 
 ORGANISATIONS = {
     "org-ngo": ("Night line", "ខ្សែរាត្រី"),

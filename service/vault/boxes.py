@@ -33,6 +33,7 @@ FORM = b"bamboo-form-v1"
 SUSPECT = b"bamboo-susp-v1"
 SILENT = b"bamboo-silent-v1"
 FILE = b"bamboo-file-v1"
+WALL = b"bamboo-wall-v1"
 
 
 def H(data: bytes) -> bytes:

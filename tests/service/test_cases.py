@@ -22,7 +22,7 @@ from service.errors import (
 from service.ledger.events import SYSTEM, EventType, NewEvent, StateClass
 from service.models import Case, CaseSeal, Channel, Clock, Level, State
 from service.queue import QueueFilter
-from tests.builders import NOW, World, a_number, a_tip, a_world, the_case
+from tests.builders import NOW, PLENTY, World, a_number, a_tip, a_world, the_case
 from tests.service.test_events import stored
 from tests.service.test_intake import LOCKED_IN, POLICE
 
@@ -51,7 +51,7 @@ def opened(world: World, name: str, case: Case, reason: str = "screening") -> An
     """Open a case as a person does: the event first, then the words."""
     who = world.signed_in(name)
     found = reading.record_opening(
-        world.sessions, world.ledger, world.founding.row_key, who.viewer, case.id, reason=reason, note="", now=NOW
+        world.sessions, world.ledger, world.founding.row_key, who.viewer, case.id, reason=reason, note="", allowance=PLENTY, now=NOW
     )
     with world.sessions.read() as session:
         return staff.open_keys(session, world.founding.row_key, world.founding.cards, who, found)
@@ -467,6 +467,7 @@ def test_a_note_on_an_opening_is_sealed(world: World) -> None:
         case.id,
         reason="screening",
         note="a canary word",
+        allowance=PLENTY,
         now=NOW,
     )
     with world.sessions.read() as session:

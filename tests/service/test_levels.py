@@ -40,7 +40,7 @@ from service.models import (
     Role,
 )
 from service.triage import FACTS, Fact, Source, facts_of, replay
-from tests.builders import NOW, PEOPLE, World, a_number, a_tip, a_world, the_case, triage
+from tests.builders import NOW, PEOPLE, PLENTY, World, a_number, a_tip, a_world, the_case, triage
 from tests.service.test_events import stored
 from tests.service.test_intake import LOCKED_IN, POLICE
 
@@ -93,7 +93,7 @@ def opened(world: World, name: str, case: Case, now: datetime = NOW) -> cases.Op
     """Open a case as a person does: the event first, then its keys."""
     who, row_key = world.signed_in(name, now), world.founding.row_key
     found = reading.record_opening(
-        world.sessions, world.ledger, row_key, who.viewer, case.id, reason="screening", note="", now=now
+        world.sessions, world.ledger, row_key, who.viewer, case.id, reason="screening", note="", allowance=PLENTY, now=now
     )
     with world.sessions.read() as session:
         return staff.open_keys(session, row_key, world.founding.cards, who, found)
