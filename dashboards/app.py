@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from dashboards import case, join, levels, people, questions, queue, rules, sign_in, staff
+from dashboards import access, case, downloads, join, levels, oversight, people, questions, queue, rules, sign_in, staff, walls
 from dashboards.desk import Desk, OurDesk
 from dashboards.gate import Gate
 from dashboards.pages import HERE, catalogue, refusal
@@ -19,7 +19,8 @@ from service.errors import HotlineError
 def create_app(desk: Desk) -> FastAPI:
     """Return the staff app over `desk`."""
     catalogue()  # a catalogue that cannot be read stops the start, not a page
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    rules = [Depends(access.check)]
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, dependencies=rules)
     app.state.desk = desk
     app.add_middleware(Gate, desk=desk)
     for error in (HotlineError, HTTPException, RequestValidationError):
@@ -28,10 +29,7 @@ def create_app(desk: Desk) -> FastAPI:
     app.add_api_route("/", to_queue, methods=["GET"])
     app.add_api_route("/health/live", live, methods=["GET"])
     app.add_api_route("/health/ready", ready, methods=["GET"])
-    for router in (sign_in.router, queue.router, case.router, levels.router, questions.router, rules.router):
-        app.include_router(router)
-    for router in (join.router, staff.router, people.router):
-        app.include_router(router)
+    for router in (sign_in.router, queue.router, case.router, levels.router, questions.router, rules.router, join.router, staff.router, people.router, module.router):
     return app
 
 

@@ -12,11 +12,23 @@ from pydantic import Field
 from sqlmodel import Session
 
 from dashboards.case_file import CaseFile, Reader, case_values
-from dashboards.desk import Desk, InWords, OurDesk, Who, log, renew_claims, team, unit_names
+from dashboards.desk import (
+    Desk,
+    InWords,
+    OurDesk,
+    Who,
+    log,
+    noted,
+    renew_claims,
+    stepped_up,
+    team,
+    unit_names,
+)
 from dashboards.forms import CaseId, SeenForm, StaffForm, TextId
 from dashboards.levels import level_values
-from dashboards.pages import render, signed_in
+from dashboards.pages import render, signed_in, watermark
 from dashboards.questions import question_values, told_to
+from dashboards.walls import wall_values
 from dashboards.words import Words
 from service import cases, decisions, levels, outbox, reading, staff
 from service.db import Tx, write
@@ -48,8 +60,8 @@ class HandOnForm(SeenForm):
 def show(request: Request, case_id: CaseId, desk: OurDesk, who: Who, words: InWords) -> Response:
     """Show a case, without its account."""
     now = desk.clock()
-    renew_claims(desk, now)
-    with desk.sessions.read() as session:
+    renew_claims(desk, who, now)
+    with noted(desk, who, case_id, now), desk.sessions.read() as session:
         case = cases.find(session, who.viewer, case_id)
         return _page(request, session, desk, who, words, case, now)
 
@@ -67,13 +79,14 @@ def open_account(
     """Show a case with its account, after writing who opens it and why. Nothing written, nothing shown."""
     now = desk.clock()
     note = form.note.strip()
-    reading.record_opening(
-        desk.sessions, desk.ledger, desk.row_key, who.viewer, case_id, reason=form.reason, note=note, now=now
-    )
-    with desk.sessions.read() as session:
-        case = cases.find(session, who.viewer, case_id)
-        privates = staff.open_keys(session, desk.row_key, desk.cards, who, case).privates
-        opened = reading.decrypt(session, case, privates)
+    allowance = reading.Allowance(desk.settings.readings_per_day, stepped_up(who, now))
+    opening = partial(reading.record_opening, desk.sessions, desk.ledger, desk.row_key, who.viewer, case_id)
+    with noted(desk, who, case_id, now):
+        opening(reason=form.reason, note=note, allowance=allowance, now=now)
+        with desk.sessions.read() as session:
+            case = cases.find(session, who.viewer, case_id)
+            privates = staff.open_keys(session, desk.row_key, desk.cards, who, case).privates
+            opened = reading.decrypt(session, case, privates)
     if case.walled:
         _decide_anew(desk, who, case, privates, now)
     with desk.sessions.read() as session:
@@ -99,7 +112,7 @@ def _decide_anew(desk: Desk, who: SignedIn, case: Case, privates: Mapping[int, b
 def claim(case_id: CaseId, form: Annotated[SeenForm, Form()], desk: OurDesk, who: Who) -> Response:
     """Claim a case; of two who do, one wins."""
     now = desk.clock()
-    renew_claims(desk, now)
+    renew_claims(desk, who, now)
     use_case = partial(
         cases.claim,
         ledger=desk.ledger,
@@ -167,5 +180,6 @@ def _page(
     reader = Reader(who.viewer, words, now, units)
     values = case_values(session, desk, reader, file) | level_values(session, desk, reader, file)
     values |= question_values(session, desk, reader, file, privates)
-    frame = signed_in(request, words, team(who, units))
+    values |= wall_values(session, desk, reader, file, privates)
+    frame = signed_in(request, words, team(who, units)) | watermark(words, now)
     return render(request, "case.html", here=f"/cases/{case.id}", **frame, **values, page="case")

@@ -27,6 +27,7 @@ ANSWERS: Mapping[str, str] = {
     "yes": mark("Yes. It goes to integrity and oversight instead."),
     "unsure": mark("Unsure. It goes to integrity and oversight instead."),
 }
+REASONED = ("triage:", "case:narrowing:")  # events whose reason is told in the history
 # Languages of a text as the triage names them, where browsers name them otherwise: Khmer in Latin letters.
 LANGUAGES: Mapping[str, str] = {"kmr": "km-Latn", "und": "", "": ""}
 
@@ -61,7 +62,6 @@ def case_values(session: Session, desk: Desk, reader: Reader, file: CaseFile) ->
     owner = session.get(Member, case.owner) if case.owner else None
     hand_on = opened is not None and may_hand_on(reader.viewer, case)
     return {
-        "now": reader.words.stamp(reader.now),
         "case": _header(reader, case, owner, opened),
         "since": _since(reader, steps),
         "decision": _decision(reader, file, record),
@@ -71,6 +71,7 @@ def case_values(session: Session, desk: Desk, reader: Reader, file: CaseFile) ->
         "readings": [_reading(reader, step) for step in steps if step.type == EventType.CONTENT_OPENED],
         "accounts": None if opened is None else [_account(reader.words, account) for account in opened.accounts],
         "texts": texts(session, reader.words, reader.viewer, case, reader.units, reader.now),
+        "takeable": [{"value": code, "label": reader.words(text)} for code, text in terms.TAKEN_OUT.items()],
         "claimable": may_claim(reader.viewer, case),
         "openings": [{"value": code, "label": reader.words(text)} for code, text in terms.OPENING.items()],
         "hand_on": _hand_on(desk, reader) if hand_on else None,
@@ -215,7 +216,7 @@ def _step(reader: Reader, step: Step) -> dict[str, Any]:
         "when": reader.words.day_and_hour(step.at, reader.now),
         "what": terms.step(reader.words, step.type, step.fields, reader.units),
         "who": person(reader.words, step),
-        "why": visible(step.fields.get("reason", "")) if step.type.startswith("triage:") else "",
+        "why": visible(step.fields.get("reason", "")) if step.type.startswith(REASONED) else "",
     }
 
 

@@ -1,9 +1,11 @@
 """What the staff app is given to work with, and the few look-ups that all its pages share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any
+from uuid import UUID
 
 import structlog
 from fastapi import Depends, Request
@@ -14,10 +16,12 @@ from dashboards.words import Words
 from service.cases import lapse_leases
 from service.config import Settings
 from service.db import Sessions
-from service.errors import Conflict, Unavailable
+from service.errors import Conflict, Forbidden, NotFound, Unavailable, VaultError
+from service.exclusions import Wallkeeper
 from service.ledger.events import Ledger
 from service.levels import Judge
 from service.models import Unit
+from service.reading import record_refusal
 from service.rulesets import Rulebook
 from service.staff import SignedIn
 from service.triage import Ruleset
@@ -55,6 +59,11 @@ class Desk:
         """The rules, with what it takes to write what they say."""
         targets = self.settings.claim_targets, self.settings.act_targets
         return Judge(self.ledger, self.cards, self.row_key, self.ruleset, *targets)
+
+    @property
+    def keeper(self) -> Wallkeeper:
+        """What widening a wall needs."""
+        return Wallkeeper(self.ledger, self.cards, self.row_key)
 
 
 def desk_of(request: Request) -> Desk:
@@ -96,9 +105,28 @@ def team(who: SignedIn, units: Mapping[str, str]) -> str:
     return ", ".join(units.get(unit, unit) for unit in who.viewer.units)
 
 
-def renew_claims(desk: Desk, now: datetime) -> None:
+def stepped_up(who: SignedIn, now: datetime) -> bool:
+    """Say whether this person has given password and code again, and that still holds."""
+    return who.stepped_up_until is not None and now < who.stepped_up_until
+
+
+@contextmanager
+def noted(desk: Desk, who: SignedIn, case_id: UUID, now: datetime) -> Iterator[None]:
+    """Leave an event of a case that is refused, hidden, unknown or cannot be trusted; then the refusal goes on."""
+    try:
+        yield
+    except (NotFound, Forbidden, VaultError) as refused:
+        why = type(refused).__name__
+        try:
+            record_refusal(desk.sessions, desk.ledger, who.viewer, case_id, why, now)
+        except (Conflict, Unavailable) as fault:  # nothing was shown, and that must not become an error
+            log.warning("refusal_not_noted", exc_info=fault)
+        raise
+
+
+def renew_claims(desk: Desk, who: SignedIn, now: datetime) -> None:
     """Open again what was claimed and not planned in time. A page is shown even when that cannot be written now."""
     try:
-        lapse_leases(desk.sessions, desk.ledger, now)
+        lapse_leases(desk.sessions, desk.ledger, now, who.viewer)
     except (Conflict, Unavailable) as fault:
         log.warning("leases_not_lapsed", exc_info=fault)

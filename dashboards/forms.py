@@ -29,9 +29,21 @@ def read_lowering_id(lowering_id: str) -> UUID:
     return read_id(lowering_id)
 
 
+def read_exclusion_id(exclusion_id: str) -> UUID:
+    """Return the id of an exclusion."""
+    return read_id(exclusion_id)
+
+
+def read_narrowing_id(narrowing_id: str) -> UUID:
+    """Return the id of a proposal to narrow a wall."""
+    return read_id(narrowing_id)
+
+
 CaseId = Annotated[UUID, Depends(read_id)]
 TextId = Annotated[UUID, Depends(read_text_id)]
 LoweringId = Annotated[UUID, Depends(read_lowering_id)]
+ExclusionId = Annotated[UUID, Depends(read_exclusion_id)]
+NarrowingId = Annotated[UUID, Depends(read_narrowing_id)]
 
 
 class StaffForm(BaseModel):

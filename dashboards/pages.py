@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from starlette.exceptions import HTTPException
 from dashboards.desk import log, words_of
 from dashboards.words import Language, Words, mark, read_catalogue
 from service import errors
+from service.models import Role
 from service.problems import status_of
 
 HERE = Path(__file__).parent
@@ -28,6 +30,10 @@ REFUSALS: Mapping[type[Exception], tuple[str, str]] = {
     errors.HotlineError: (mark("Something went wrong"), mark("Nothing was changed. It was noted; try again.")),
     errors.Invalid: (mark("Something is missing in the form"), mark("Nothing was changed. Go back and fill it in.")),
     errors.Forbidden: (mark("This cannot be done from here"), mark("Nothing was changed.")),
+    errors.StepUpNeeded: (
+        mark("Give your password and code again"),
+        mark("Nothing was changed and nothing was shown."),
+    ),
     errors.NotFound: (mark("There is nothing here"), mark("The address may be wrong, or the page may be gone.")),
     errors.Conflict: (
         mark("Something else happened first"),
@@ -62,14 +68,21 @@ DETAILS = (
     mark("Choose a fact and a value that fits it."),
     mark("Choose a level above the present one."),
     mark("Choose a level below the present one."),
+    mark("Choose somebody."),
     mark("Choose the fact that changed."),
     mark("Only the signature of oversight is missing."),
     mark("Open the account first: what you say of it rests on having read it."),
     mark("Say why."),
     mark("Somebody has proposed to lower it already."),
+    mark("Somebody has proposed to take it back already."),
+    mark("Somebody of oversight must be left to see the case."),
     mark("The rules cannot be applied now, so nothing is lowered."),
+    mark("They are excluded already."),
     mark("This proposal has ended."),
+    mark("This unit is behind the wall of this case."),
+    mark("To take this out as a file, give your password and code again."),
     mark("Write at least 40 characters: what changed, and how you know."),
+    mark("You have opened many accounts today. Give your password and code again to go on."),
     mark("You have signed this already: another person must."),
     mark("You sit in a unit of the proposer: somebody of another unit must agree."),
     mark("A case is handed on to a handling unit."),
@@ -148,6 +161,7 @@ def render(request: Request, template: str, *, status: int = 200, here: str, **v
         "token": "",
         "page": "",
         "register_differs": False,
+        "oversees": False,
     }
     html = _environment().get_template(template).render(frame | values)
     return HTMLResponse(html, status)
@@ -156,8 +170,18 @@ def render(request: Request, template: str, *, status: int = 200, here: str, **v
 def signed_in(request: Request, words: Words, team: str) -> dict[str, Any]:
     """Return the values that a page of a signed-in person needs for its frame."""
     who = request.state.who
-    name = words.of_two(who.viewer.name, who.viewer.name_km)
-    return {"who": name, "team": team, "token": who.csrf, "register_differs": not who.whole}
+    return {
+        "who": words.of_two(who.viewer.name, who.viewer.name_km),
+        "team": team,
+        "token": who.csrf,
+        "register_differs": not who.whole,
+        "oversees": who.viewer.role == Role.OVERSIGHT,
+    }
+
+
+def watermark(words: Words, now: datetime) -> dict[str, Any]:
+    """Return what a page about cases needs to say to whom and when it was shown, on the screen and on paper."""
+    return {"now": words.stamp(now)}
 
 
 def refusal(request: Request, error: Exception) -> Response:

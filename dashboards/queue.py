@@ -37,6 +37,8 @@ CLOCKS: Mapping[str, str] = {
 }
 DONE: Mapping[str, str] = {
     "handed_on": mark("The case was handed on. It is with another unit now."),
+    "recused": mark("You are out of that case. It does not exist for you any more."),
+    "excluded": mark("They are behind the wall of that case now. Only two people of oversight can take that back."),
     "walled": mark("The case is behind the wall now: integrity and oversight have it."),
 }
 
@@ -108,7 +110,7 @@ def show(request: Request, desk: OurDesk, who: Who, words: InWords) -> Response:
     """Show one page of the queue."""
     now = desk.clock()
     asked = read_query(request.query_params)
-    renew_claims(desk, now)
+    renew_claims(desk, who, now)
     with desk.sessions.read() as session:
         units = unit_names(session, words)
         rows, more = read_queue(session, who.viewer, asked.wanted, now, after=asked.after, size=PAGE)

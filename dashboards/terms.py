@@ -89,6 +89,11 @@ OPENING: Mapping[str, str] = dict(
     )
 )
 
+TAKEN_OUT: Mapping[str, str] = {
+    "account": mark("The account"),
+    "decision": mark("The record of the rules"),
+}
+
 VENUES: Mapping[str, str] = {
     "residential_care": mark("Residential care"),
     "orphanage": mark("Orphanage"),
@@ -301,6 +306,11 @@ EVENTS: Mapping[str, str] = {
     EventType.CASE_UNIT_SEALED: mark("Handed on to {unit}"),
     EventType.CASE_WALL_RAISED: mark("Behind the wall: only integrity and oversight read it now"),
     EventType.CLOSURE_EFFECTIVE: mark("The case was closed"),
+    EventType.CASE_WALL_WIDENED: mark("Somebody was put behind the wall of this case"),
+    EventType.CASE_WALL_NARROWED: mark("The wall was narrowed; it was witnessed"),
+    EventType.NARROWING_PROPOSED: mark("Proposed to narrow the wall"),
+    EventType.NARROWING_APPROVED: mark("A second person agreed to narrow the wall; takes effect when witnessed"),
+    EventType.NARROWING_REFUSED: mark("Refused to narrow the wall"),
     EventType.TIP_SEALED: mark("First account sealed; it never changes"),
     EventType.TIP_MESSAGE: mark("A further message arrived"),
     EventType.DECISION_MADE: mark("Rules decided {level}"),
@@ -324,6 +334,8 @@ EVENTS: Mapping[str, str] = {
     EventType.REPLY_SEEN: mark("Seen, a text that went wrong: {outcome}"),
     EventType.COPY_DELETED: mark("Copies at the provider deleted"),
     EventType.CONTENT_OPENED: mark("Account opened: {reason}"),
+    EventType.CONTENT_EXPORTED: mark("Taken out as a file: {what}"),
+    EventType.QUOTA_EXCEEDED: mark("Read beyond the quota of a day"),
     EventType.ACCESS_DENIED: mark("Access refused"),
     EventType.SESSION_OPENED: mark("Signed in"),
     EventType.SESSION_REFUSED: mark("Sign-in refused"),
@@ -404,6 +416,7 @@ def step(words: Words, kind: str, fields: Mapping[str, Any], units: Mapping[str,
         **{name: term(words, LEVELS, str(fields.get(name, ""))) for name in ("level", "before", "after")},
     }
     values["told"] = ", ".join(post(words, duty, units) for duty in fields.get("told", [])) or words("nobody")
+    values["what"] = term(words, TAKEN_OUT, str(fields.get("what", "")))
     values["fact"] = _fact(words, fields)
     signed = fields.get("signed", False)
     values["signed"] = words("all have signed") if signed else words("oversight must sign as well")

@@ -63,7 +63,7 @@ from service.triage import ASKS, FACTS, Decision, Fact, FactType, Ruleset, Sourc
 from service.triage.decide import decide
 from service.vault import boxes
 from service.vault.cards import Cards, UnitKind
-from service.walls import Viewer, readable
+from service.walls import Viewer, barred_units, readable
 
 log = structlog.get_logger("levels")
 

@@ -1,0 +1,63 @@
+"""Who may ask for which page: one rule a route, and a route without a rule is reached by nobody.
+
+A rule only keeps roles out that have no business with a page at all; what a person may see of cases is
+`service.walls`, and which step they may take is decided where it is taken. Whoever is kept out gets the page of what
+does not exist, so that an address tells nothing.
+"""
+
+from collections.abc import Mapping
+
+from fastapi import Request
+
+from service.errors import NotFound
+from service.models import Role
+
+ANYONE = None  # also without a session: the gate's own list says which these are (`dashboards.gate.OPEN`)
+EVERYBODY = frozenset(Role)  # whoever is signed in
+HISTORIES = EVERYBODY - {Role.ADMIN}  # administrators administer and read no case (casework.md section 1)
+READERS = HISTORIES - {Role.AUDITOR}  # auditors read event histories, and no content
+WALLKEEPERS = frozenset({Role.OVERSIGHT, Role.INVESTIGATOR})  # of integrity, which `service.exclusions` decides
+OVERSIGHT = frozenset({Role.OVERSIGHT})
+
+RULES: Mapping[tuple[str, str], frozenset[Role] | None] = {
+    ("GET", "/static"): ANYONE,
+    ("GET", "/health/live"): ANYONE,
+    ("GET", "/health/ready"): ANYONE,
+    ("GET", "/sign-in"): ANYONE,
+    ("POST", "/sign-in"): ANYONE,
+    ("POST", "/sign-out"): EVERYBODY,
+    ("GET", "/"): EVERYBODY,
+    ("GET", "/queue"): EVERYBODY,
+    ("GET", "/oversight"): OVERSIGHT,
+    ("GET", "/cases/{case_id}"): HISTORIES,
+    ("GET", "/cases/{case_id}/open"): READERS,
+    ("POST", "/cases/{case_id}/open"): READERS,
+    ("POST", "/cases/{case_id}/claim"): READERS,
+    ("POST", "/cases/{case_id}/hand-on"): READERS,
+    ("POST", "/cases/{case_id}/texts/{text_id}"): READERS,
+    ("POST", "/cases/{case_id}/facts"): READERS,
+    ("POST", "/cases/{case_id}/raise"): READERS,
+    ("POST", "/cases/{case_id}/lower"): READERS,
+    ("POST", "/cases/{case_id}/lower/{lowering_id}/agree"): READERS,
+    ("POST", "/cases/{case_id}/lower/{lowering_id}/refuse"): READERS,
+    ("POST", "/cases/{case_id}/recuse"): HISTORIES,
+    ("POST", "/cases/{case_id}/wall"): WALLKEEPERS,
+    ("POST", "/cases/{case_id}/wall/{exclusion_id}/narrow"): OVERSIGHT,
+    ("POST", "/cases/{case_id}/narrowings/{narrowing_id}/agree"): OVERSIGHT,
+    ("POST", "/cases/{case_id}/narrowings/{narrowing_id}/refuse"): OVERSIGHT,
+    ("POST", "/downloads/{case_id}/{what}"): READERS,
+}
+
+
+def check(request: Request) -> None:
+    """Return if this route has a rule and the person who asks is within it. Raises NotFound.
+
+    A dependency of the whole app, so that no route can do without it.
+    """
+    method = "GET" if request.method == "HEAD" else request.method
+    rule = RULES.get((method, request.scope["route"].path), frozenset())
+    if rule is ANYONE:
+        return
+    who = getattr(request.state, "who", None)
+    if who is None or who.viewer.role not in rule:
+        raise NotFound("There is nothing here.")
