@@ -51,7 +51,15 @@ def opened(world: World, name: str, case: Case, reason: str = "screening") -> An
     """Open a case as a person does: the event first, then the words."""
     who = world.signed_in(name)
     found = reading.record_opening(
-        world.sessions, world.ledger, world.founding.row_key, who.viewer, case.id, reason=reason, note="", allowance=PLENTY, now=NOW
+        world.sessions,
+        world.ledger,
+        world.founding.row_key,
+        who.viewer,
+        case.id,
+        reason=reason,
+        note="",
+        allowance=PLENTY,
+        now=NOW,
     )
     with world.sessions.read() as session:
         return staff.open_keys(session, world.founding.row_key, world.founding.cards, who, found)

@@ -93,7 +93,15 @@ def opened(world: World, name: str, case: Case, now: datetime = NOW) -> cases.Op
     """Open a case as a person does: the event first, then its keys."""
     who, row_key = world.signed_in(name, now), world.founding.row_key
     found = reading.record_opening(
-        world.sessions, world.ledger, row_key, who.viewer, case.id, reason="screening", note="", allowance=PLENTY, now=now
+        world.sessions,
+        world.ledger,
+        row_key,
+        who.viewer,
+        case.id,
+        reason="screening",
+        note="",
+        allowance=PLENTY,
+        now=now,
     )
     with world.sessions.read() as session:
         return staff.open_keys(session, row_key, world.founding.cards, who, found)
