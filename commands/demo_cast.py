@@ -71,7 +71,8 @@ PEOPLE = (
     Person("supervisor", Role.SUPERVISOR, "siem-reap", "Keo Pisey", "កែវ ពិសី"),
     Person("integrity", Role.INVESTIGATOR, "integrity", "Chea Kunthea", "ជា គន្ធា"),
     Person("oversight", Role.OVERSIGHT, "oversight", "Lim Sreymom", "លឹម ស្រីមុំ"),
-    Person("oversight2", Role.OVERSIGHT, "oversight-2", "Yim Chanthou", "យឹម ចន្ធូ"),
+    Person("oversight2", Role.OVERSIGHT, "oversight", "Chan Sreyleak", "ចាន់ ស្រីលក្ខណ៍"),
+    Person("oversight3", Role.OVERSIGHT, "oversight-2", "Yim Chanthou", "យឹម ចន្ធូ"),
     Person("admin", Role.ADMIN, "oversight", "Mao Vibol", "ម៉ៅ វិបុល"),
 )
 

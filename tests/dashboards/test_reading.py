@@ -234,7 +234,9 @@ def test_every_page_about_cases_says_on_screen_and_on_paper_for_whom_and_when(
         assert "sheet" in marks[1]["class"]
         assert page.text.count("14:21" if lang == "en" else "១៤:២១") >= 2
     assert "Printed by Sok Dara, Screening, 9 March 2027, 14:21" in pages[0].text or lang == "km"
-    assert "position:fixed" in screener.client.get("/static/staff.css").text.partition("@media print")[2]
+    style = screener.client.get("/static/staff.css").text
+    assert ".sheet{display:none}" in style.partition("@media print")[0]
+    assert ".sheet{display:table-footer-group;" in style.partition("@media print")[2]
 
 
 # --- files ----------------------------------------------------------------------------------------------
