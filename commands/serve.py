@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import resource
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -59,6 +60,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--port", type=int, help="port (default: 8000 public, 8001 staff)")
     parser.add_argument("--workers", type=int, default=1, help="processes; more than one needs PostgreSQL")
     options = parser.parse_args(arguments)
+    leave_no_core()
     settings = settings_from_environment()
     if options.workers > 1 and settings.database_url.startswith("sqlite"):
         raise Misconfigured("more than one worker needs PostgreSQL: SQLite has one writer (HOTLINE_DATABASE_URL)")
@@ -300,6 +302,11 @@ def serve_metrics(settings: Settings) -> None:
         prometheus_client.start_http_server(settings.metrics_port, addr="127.0.0.1", registry=registry)
     except OSError:
         print(f"Metrics are off: port {settings.metrics_port} is taken (HOTLINE_METRICS_PORT).", file=sys.stderr)
+
+
+def leave_no_core() -> None:
+    """Have the system write no memory of this process to a disk when it dies (threats.md T-12)."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def refuse_foreign_secrets(settings: Settings, process: str) -> None:

@@ -16,7 +16,14 @@ import structlog
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from commands.serve import open_ready_database, open_rules, read_deck, read_relay, refuse_foreign_secrets
+from commands.serve import (
+    leave_no_core,
+    open_ready_database,
+    open_rules,
+    read_deck,
+    read_relay,
+    refuse_foreign_secrets,
+)
 from service import cases, ladder, logs, mailbox, metrics, publishing, shadow
 from service.config import Settings, read_secret, settings_from_environment
 from service.copies import Copies
@@ -59,6 +66,7 @@ def main(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args(arguments)
+    leave_no_core()
     settings = settings_from_environment()
     logs.configure("worker", level=settings.log_level)
     worker = build(settings)

@@ -9,18 +9,34 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from dashboards import access, case, downloads, join, levels, oversight, people, questions, queue, rules, sign_in, staff, walls
+from dashboards import (
+    access,
+    case,
+    downloads,
+    join,
+    levels,
+    oversight,
+    people,
+    questions,
+    queue,
+    rules,
+    sign_in,
+    staff,
+    walls,
+)
 from dashboards.desk import Desk, OurDesk
 from dashboards.gate import Gate
 from dashboards.pages import HERE, catalogue, refusal
 from service.errors import HotlineError
 
+PAGES = (sign_in, join, queue, case, levels, questions, walls, downloads, oversight, rules, staff, people)
+
 
 def create_app(desk: Desk) -> FastAPI:
     """Return the staff app over `desk`."""
     catalogue()  # a catalogue that cannot be read stops the start, not a page
-    rules = [Depends(access.check)]
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, dependencies=rules)
+    checks = [Depends(access.check)]
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, dependencies=checks)
     app.state.desk = desk
     app.add_middleware(Gate, desk=desk)
     for error in (HotlineError, HTTPException, RequestValidationError):
@@ -29,7 +45,8 @@ def create_app(desk: Desk) -> FastAPI:
     app.add_api_route("/", to_queue, methods=["GET"])
     app.add_api_route("/health/live", live, methods=["GET"])
     app.add_api_route("/health/ready", ready, methods=["GET"])
-    for router in (sign_in.router, queue.router, case.router, levels.router, questions.router, rules.router, join.router, staff.router, people.router, module.router):
+    for page in PAGES:
+        app.include_router(page.router)
     return app
 
 

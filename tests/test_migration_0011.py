@@ -14,7 +14,7 @@ from tests.test_migrations import OLD_ROWS, empty_url
 __all__ = ["empty_url"]  # a fixture
 
 CASE, MEMBER = "0b0b0b0b0b0b4b0b8b0b0b0b0b0b0b0b", "0c0c0c0c0c0c4c0c8c0c0c0c0c0c0c0c"
-BEFORE = "0004"
+BEFORE = "0010"
 TABLES = {"wall", "narrowing", "reading"}
 WALL = (
     "INSERT INTO wall (name, \"case\", exclusion, why, added_at, whom, row_tag) VALUES (X'00', '{case}', '{id}',"

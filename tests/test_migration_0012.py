@@ -31,7 +31,7 @@ def upgraded(empty_url: str) -> Sessions:
     return sessions
 
 
-BEFORE = "0010"
+BEFORE = "0011"
 
 
 def test_old_cases_go_back_to_open_and_their_deadlines_to_act_climb(upgraded: Sessions) -> None:

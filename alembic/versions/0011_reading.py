@@ -1,6 +1,6 @@
 """Walls of single units and persons, proposals to narrow them, and readings to count a day's quota from
 
-Revision: 0011, after 0004
+Revision: 0011, after 0010
 """
 
 import sqlalchemy as sa
@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0011"
-down_revision = "0004"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 

@@ -1,6 +1,6 @@
 """Casework: where a case goes back to, its files, marks beside its state, and ladders for deadlines to act
 
-Revision: 0012, after 0010
+Revision: 0012, after 0011
 
 Deadlines to act that run already get their ladder from the lapse on; of those that went by nobody was told, so
 somebody is told now.
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0012"
-down_revision = "0010"
+down_revision = "0011"
 branch_labels = None
 depends_on = None
 

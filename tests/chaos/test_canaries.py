@@ -6,10 +6,12 @@ the page of the account that somebody signed in has opened, and the form that gi
 """
 
 import asyncio
+import os
 import random
 import re
+import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +19,12 @@ from urllib.parse import quote, urlencode
 
 import psycopg
 import pytest
-from sqlalchemy import select, text
+from pysqlite3 import dbapi2
+from sqlalchemy import func, select, text
 from sqlmodel import col
 
 from service.db import Sessions
-from service.models import Case, Channel
+from service.models import Case, Channel, Tip
 from tests.builders import PASSWORD, a_code
 from tests.chaos.running import Forks, Installation, Process, wait_for
 from tests.chaos.scan import Scanner, spellings
@@ -41,6 +44,7 @@ class Canaries:
 
     rng: random.Random
     made: list[str] = field(default_factory=list)
+    numbers: list[str] = field(default_factory=list)
 
     def word(self) -> str:
         """Return a word that stands nowhere else, Latin or Khmer."""
@@ -58,7 +62,8 @@ class Canaries:
 
     def number(self) -> str:
         """Return a number; searched for without its country's code."""
-        return "+855" + self._keep(f"00{self.rng.randrange(10**6):06d}")
+        self.numbers.append("+855" + self._keep(f"00{self.rng.randrange(10**6):06d}"))
+        return self.numbers[-1]
 
     def _keep(self, canary: str) -> str:
         self.made.append(canary)
@@ -89,6 +94,11 @@ class Traffic:
             return
         assert status in (None, answer.status), f"{what}: {answer.status}"
         self.answers.append((what, answer, gives_back))
+
+    @property
+    def failures(self) -> int:
+        """How many requests were refused, failed, or not answered at all."""
+        return self.unanswered + sum(answer.status >= 400 for _, answer, _ in self.answers)
 
     def told(self, scanner: Scanner) -> list[str]:
         """Return which answers repeat what they must not."""
@@ -121,6 +131,18 @@ def good_texts(traffic: Traffic) -> None:
     traffic.send("a hidden caller", hidden.request, 200)
     long = a_text(f"{c.plain()} " * 2500, c.number(), sid=f"SM{sid(128):032x}")
     traffic.send("a long text", long.request, 200)
+
+
+def another_tip(traffic: Traffic) -> None:
+    """Send one tip of its own, by text, from a hidden number or by the form."""
+    c, way = traffic.canaries, traffic.canaries.rng.randrange(3)
+    words = f"A child {c.word()} is at the bar"
+    if way == 2:
+        page = ask(traffic.port, "GET", "/report").text
+        traffic.send("one more form", a_form(page, words, c.number().replace("+855", "0")).request, 200)
+        return
+    sent = a_text(words, c.number() if way else None, sid=f"SM{c.rng.getrandbits(128):032x}")
+    traffic.send("one more text", sent.request, 200)
 
 
 def bad_texts(traffic: Traffic) -> None:
@@ -278,6 +300,10 @@ def at_work(browser: Browser, case: str, other: str) -> None:
     browser.post(f"{url}/open", t | {"reason": "screening", c.plain(): c.word()}, None)
     browser.post(f"{url}/claim", t | {"version": c.plain()}, None)
     browser.post(f"{url}/hand-on", t | {"version": "2", "unit": c.plain(), "named": c.plain()}, None)
+    browser.post(f"{url}/wall", t | {"version": "2", "whom": c.plain(), "why": c.plain()}, None)
+    browser.post(f"{url}/raise", t | {"version": "99", "level": "P1", "reason": c.word()}, None)
+    browser.post(f"/downloads/{case}/account", t, 403)
+    browser.post(f"/downloads/{case}/{c.plain()}", t, 404)
     browser.post(f"/cases/{c.plain()}/open", t | {"reason": "screening"}, 404)
     browser.post(f"/cases/{other}/open", t | {"reason": "screening", "note": c.word()}, 500)
     browser.post(f"{url}/open", t | {"reason": "screening", "note": c.word()}, 200, gives_back=True)
@@ -291,17 +317,29 @@ def at_work(browser: Browser, case: str, other: str) -> None:
 # --- the tests -------------------------------------------------------------------------------------------
 
 
-def run(forks: Forks, installation: Installation, sessions: Sessions, seed: int, count: int) -> list[str]:
-    """Send at least `count` canaries everywhere, and return where any was found."""
+def run(
+    forks: Forks,
+    installation: Installation,
+    sessions: Sessions,
+    seed: int,
+    count: int,
+    *,
+    tips: int = 10,
+    failures: int = 30,
+) -> list[str]:
+    """Send at least `count` canaries and `tips` tips, provoke `failures`, and return where any canary was found."""
     canaries = Canaries(random.Random(seed))
     public = Process(forks, installation, staged="stumbles").started()
     traffic = Traffic(canaries, public.port)
     everything: list[Callable[[Traffic], None]] = [good_texts, bad_texts, forms, bent_requests]
     rounds = 0
-    while rounds == 0 or len(canaries.made) < count:
+    while rounds == 0 or len(canaries.made) < count or traffic.failures < failures:
         rounds += 1
         for send_some in everything:
             send_some(traffic)
+    while stored_tips(sessions) < tips:
+        for _ in range(tips // 10):
+            another_tip(traffic)
     page = ask(public.port, "GET", "/report").text
     with no_database(public, sessions):
         without_a_database(traffic, page)
@@ -309,13 +347,52 @@ def run(forks: Forks, installation: Installation, sessions: Sessions, seed: int,
     staff = Process(forks, installation, kind="staff", staged="stumbles").started()
     at_staff = Traffic(canaries, staff.port)
     secrets = work(at_staff, sessions)
+    back_up(installation, sessions)
     scanner = Scanner([*canaries.made, *secrets])
     found = [f"{where} has {len(what)}" for where, what in files_with(scanner, installation, sessions).items()]
+    found += [f"the {process.kind} process may leave a core" for process in (public, staff) if leaves_a_core(process)]
+    # Only the relay may hold a number: a core of the staff process, if one were taken, has none (threats.md T-14).
+    numbers = Scanner(canaries.numbers)
+    found += [f"the staff process holds {len(held)} numbers" for held in [in_memory(numbers, staff.pid)] if held]
     public.stop()
     staff.stop()
     found += [f"{where} has {len(what)}" for where, what in files_with(scanner, installation, sessions).items()]
-    print(f"{len(canaries.made)} canaries, {len(traffic.answers) + len(at_staff.answers)} answers")
+    print(
+        f"{len(canaries.made)} canaries, {stored_tips(sessions)} tips, {traffic.failures + at_staff.failures} failures"
+    )
     return found + traffic.told(scanner) + at_staff.told(scanner)
+
+
+def stored_tips(sessions: Sessions) -> int:
+    """Return how many tips there are."""
+    with sessions.read() as session:
+        return session.scalar(select(func.count()).select_from(Tip)) or 0
+
+
+def back_up(installation: Installation, sessions: Sessions) -> None:
+    """Copy the database as a backup does. A server's own files hold as much, and are searched as they are."""
+    if sessions.dialect == "sqlite":
+        with closing(dbapi2.connect(str(sessions.writing.url.database))) as connection:
+            connection.execute("VACUUM INTO ?", (str(installation.folder / "backup.db"),))
+
+
+def leaves_a_core(process: Process) -> bool:
+    """Return whether the system would write the memory of `process` to a disk if it died."""
+    return resource.prlimit(process.pid, resource.RLIMIT_CORE) != (0, 0)
+
+
+def in_memory(scanner: Scanner, pid: int) -> set[str]:
+    """Return the texts that stand in the writable memory of a process, as a core would hold it."""
+    found: set[str] = set()
+    with open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            place, rights, *_ = line.split()
+            begin, end = (int(part, 16) for part in place.split("-"))
+            if rights.startswith("rw"):
+                with suppress(OSError):  # a mapping that nothing stands behind
+                    memory.seek(begin)
+                    found |= scanner.find(memory.read(end - begin))
+    return found
 
 
 def work(traffic: Traffic, sessions: Sessions) -> list[str]:
@@ -353,10 +430,10 @@ def test_no_canary_is_found_in_any_file_or_answer(
 
 
 @pytest.mark.chaos
-def test_none_of_a_thousand_canaries_is_found_in_any_file_or_answer(
+def test_none_of_the_canaries_of_a_thousand_tips_and_a_hundred_failures_is_found_in_any_file_or_answer(
     forks: Forks, installation: Installation, sessions: Sessions, seed: int
 ) -> None:
-    assert run(forks, installation, sessions, seed, 1000) == []
+    assert run(forks, installation, sessions, seed, 1000, tips=1000, failures=100) == []
 
 
 def test_one_print_of_a_body_is_found(
@@ -371,6 +448,13 @@ def test_one_print_of_a_body_is_found(
     found = files_with(Scanner(canaries.made), sqlite_installation, sqlite_sessions)
 
     assert set(found) == {public.log.name}
+
+
+def test_a_number_that_a_process_holds_is_found_in_its_memory() -> None:
+    """The negative control of the search through the staff process."""
+    number = Canaries(random.Random()).number()
+
+    assert in_memory(Scanner([number]), os.getpid()) == {number}
 
 
 @pytest.mark.parametrize("canary", ["kxabcdefgh12345678", "កខគឃងចឆជឈញដឋឌឍណត"])
