@@ -9,7 +9,9 @@ from collections.abc import Mapping
 
 from fastapi import Request
 
-from service.errors import NotFound
+from dashboards.desk import desk_of, noted
+from dashboards.forms import read_id
+from service.errors import NoSuchCase, NotFound
 from service.models import Role
 
 ANYONE = None  # also without a session: the gate's own list says which these are (`dashboards.gate.OPEN`)
@@ -52,12 +54,18 @@ RULES: Mapping[tuple[str, str], frozenset[Role] | None] = {
 def check(request: Request) -> None:
     """Return if this route has a rule and the person who asks is within it. Raises NotFound.
 
-    A dependency of the whole app, so that no route can do without it.
+    A dependency of the whole app, so that no route can do without it. Whoever asks for a case without the role for it
+    leaves an event, like anybody whom a case is refused.
     """
     method = "GET" if request.method == "HEAD" else request.method
     rule = RULES.get((method, request.scope["route"].path), frozenset())
     if rule is ANYONE:
         return
     who = getattr(request.state, "who", None)
-    if who is None or who.viewer.role not in rule:
+    if who is not None and who.viewer.role in rule:
+        return
+    case, desk = request.path_params.get("case_id"), desk_of(request)
+    if who is None or case is None:
         raise NotFound("There is nothing here.")
+    with noted(desk, who, read_id(case), desk.clock()):
+        raise NoSuchCase

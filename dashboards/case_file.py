@@ -17,7 +17,7 @@ from service.cases import reference
 from service.decisions import Known, latest_decision
 from service.ledger.events import EventType
 from service.models import Case, Member, Role, State
-from service.reading import Account, OpenedFile, Step
+from service.reading import NEVER_READ, Account, OpenedFile, Step
 from service.triage import ASKS, FACTS, Fact, Source
 from service.vault.cards import UnitKind
 from service.walls import Viewer
@@ -71,6 +71,7 @@ def case_values(session: Session, desk: Desk, reader: Reader, file: CaseFile) ->
         "readings": [_reading(reader, step) for step in steps if step.type == EventType.CONTENT_OPENED],
         "accounts": None if opened is None else [_account(reader.words, account) for account in opened.accounts],
         "texts": texts(session, reader.words, reader.viewer, case, reader.units, reader.now),
+        "openable": reader.viewer.role not in NEVER_READ,
         "takeable": [{"value": code, "label": reader.words(text)} for code, text in terms.TAKEN_OUT.items()],
         "claimable": may_claim(reader.viewer, case),
         "openings": [{"value": code, "label": reader.words(text)} for code, text in terms.OPENING.items()],

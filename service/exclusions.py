@@ -24,7 +24,9 @@ from service.cases import (
     change,
     find,
     has_opened,
+    lapse_lowering,
     seal_row,
+    standing_lowering,
     state_class,
     unmoved,
     wall,
@@ -182,17 +184,43 @@ def _exclude(
     tx.flush()
     if not _overseen(tx, keeper.row_key, case):
         raise Forbidden("Somebody of oversight must be left to see the case.")
-    owner = tx.get(Member, case.owner) if case.owner and lost is None else None
-    if owner is not None and stands_before(tx, keeper.row_key, case.id, owner):
+    if lost is None and _is_out(tx, keeper, case, case.owner):
         columns |= without_owner(tx, case, now)
     fields = {"why": why, "whom": Sealed(dict(whom), public), "wall": wall_digest(walls_of(tx, case.id))}
     due_at, state = columns.get("due_at", case.due_at), state_class(case.state)
     event = NewEvent(EventType.CASE_WALL_WIDENED, now, viewer.actor, state, due_at, fields)
+    ended = _end_what_they_signed(tx, keeper, case, now, due_at, lowering=lost is None)
     if lost is None:
-        change(tx, keeper.ledger, case, [event], **columns)
+        change(tx, keeper.ledger, case, [event, *ended], **columns)
         return
     behind = partial(wall, tx, keeper.ledger, case, *lost)  # it works out generation and oversight by itself
-    behind(actor=viewer.actor, cause=f"excluded:{why}", now=now, events=[event])
+    behind(actor=viewer.actor, cause=f"excluded:{why}", now=now, events=[event, *ended])
+
+
+def _is_out(tx: Tx, keeper: Wallkeeper, case: Case, member: UUID | None) -> bool:
+    person = tx.get(Member, member) if member is not None else None
+    return person is not None and stands_before(tx, keeper.row_key, case.id, person)
+
+
+def _end_what_they_signed(
+    tx: Tx, keeper: Wallkeeper, case: Case, now: datetime, due_at: datetime, *, lowering: bool
+) -> list[NewEvent]:
+    """End proposals about the case that somebody signed who is behind its wall now; return the events that say so.
+
+    lowering: whether the one to lower it is looked at here; `wall` ends it by itself.
+    """
+    events: list[NewEvent] = []
+    fall = standing_lowering(tx, case) if lowering else None
+    if fall is not None and any(_is_out(tx, keeper, case, by) for by in (fall.proposer, fall.approver, fall.overseer)):
+        events += lapse_lowering(tx, case, now, due_at)
+    for narrowing in tx.scalars(select(Narrowing).where(col(Narrowing.case) == case.id, STANDING)).all():
+        if any(_is_out(tx, keeper, case, by) for by in (narrowing.proposer, narrowing.approver)):
+            narrowing.state = NarrowingState.REFUSED
+            fields = {"narrowing": narrowing.id.hex, "exclusion": narrowing.exclusion.hex}
+            state = state_class(case.state)
+            events.append(NewEvent(EventType.NARROWING_REFUSED, now, SYSTEM, state, due_at, fields))
+    tx.flush()
+    return events
 
 
 def _new_generation(tx: Tx, keeper: Wallkeeper, case: Case, privates: Mapping[int, bytes]) -> dict[int, bytes]:

@@ -162,6 +162,18 @@ def test_a_refused_read_is_an_event_that_does_not_tell_hidden_from_unknown(brows
     assert {one["who"] for one in told} == {member.id.hex}
 
 
+def test_an_administrator_who_asks_for_a_case_leaves_the_same_event(browse: Browse, world: World) -> None:
+    case, browser = a_case(world), browse("admin")
+    token = browser.open("/queue").form("/sign-out").fields["t"]
+
+    assert browser.open(f"/cases/{case}").status == 404
+    assert browser.send(f"/cases/{case}/open", {"t": token, "reason": "oversight"}).status == 404
+
+    told = events(world, "content:access:denied")
+    assert [(one["case"], one["why"]) for one in told] == [(case.hex, "NoSuchCase")] * 2
+    assert {one["who"] for one in told} == {world.people["admin"][0].id.hex}
+
+
 def test_a_refusal_that_cannot_be_written_shows_nothing_all_the_same(browse: Browse, world: World) -> None:
     case, browser = a_case(world, unit="kandal"), browse("investigator")
     with world.sessions.writing.begin() as connection:

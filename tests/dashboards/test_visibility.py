@@ -258,6 +258,14 @@ def test_the_pages_that_are_of_no_case_are_those_of_the_role(place: Place, name:
     assert found == {"/oversight": oversight, **others}
 
 
+def test_an_auditor_reads_the_history_and_is_offered_no_account(place: Place) -> None:
+    page = place.browser("auditor").open(f"/cases/{own_case(place.world, 'auditor')}")
+
+    assert "What happened" in page.text
+    assert not page.has_form("/open")
+    assert "Your role reads no account." in page.text
+
+
 def test_a_query_that_goes_past_the_wall_is_found(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: a count over all cases on a page, and a wall that somebody forgot."""
     browser, viewer = place.browser("investigator"), place.world.signed_in("investigator").viewer

@@ -22,6 +22,7 @@ from service.models import (
     CaseSeal,
     LedgerEffect,
     LedgerEvent,
+    Lowering,
     Member,
     Narrowing,
     NarrowingState,
@@ -488,6 +489,26 @@ def test_the_one_who_is_excluded_does_not_sign_for_themself(sqlite_world: World)
 
     with pytest.raises(NoSuchCase):
         step(world, "overseer", case, exclusions.approve_narrowing, narrowing)
+
+
+def test_what_somebody_signed_ends_when_they_are_excluded(sqlite_world: World) -> None:
+    world = sqlite_world
+    case, exclusion = excluded(world)
+    narrowing = propose(world, "overseer", case, exclusion)
+    member = id_of(world, "overseer")
+    fall = {"id": uuid4(), "case": case, "state": "proposed", "before": "P2", "after": "P3", "floor": "P3"}
+    signed = {"proposed_at": NOW, "proposer": member, "proposer_unit": "oversight", "approver": None}
+    write(world.sessions, lambda tx: tx.insert(Lowering, [fall | signed | {"approver_unit": None, "overseer": None}]))
+
+    recuse(world, case, "colleague")  # the control: they signed nothing
+    with world.sessions.read() as session:
+        assert session.get_one(Narrowing, narrowing).state == NarrowingState.PROPOSED
+        assert session.get_one(Lowering, fall["id"]).state == "proposed"
+    recuse(world, case, "overseer")
+
+    with world.sessions.read() as session:
+        assert session.get_one(Narrowing, narrowing).state == NarrowingState.REFUSED
+        assert session.get_one(Lowering, fall["id"]).state == "lapsed"
 
 
 def test_an_effect_of_another_case_does_nothing(sqlite_world: World) -> None:
