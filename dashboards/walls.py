@@ -27,7 +27,7 @@ LONGEST = 2000  # characters of a reason
 WHYS: Mapping[str, str] = {
     "named": mark("The account names them, or means them"),
     "tied": mark("They are tied to somebody in it"),
-    "self": mark("They said so of themselves"),
+    exclusions.SELF: mark("They said so of themselves"),
 }
 
 
@@ -161,7 +161,7 @@ def wall_values(
             "narrows": reads and viewer.role == Role.OVERSIGHT,
             "people": _choices("member", names) if reads else [],
             "units": _choices("unit", {card.unit: reader.units.get(card.unit, card.unit) for card in desk.cards.units}),
-            "whys": [{"value": code, "label": words(WHYS[code])} for code in ("named", "tied")],
+            "whys": [{"value": code, "label": words(WHYS[code])} for code in exclusions.WHYS],
         }
     }
 

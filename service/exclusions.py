@@ -61,7 +61,8 @@ from service.walls import (
     walls_of,
 )
 
-WHYS = ("named", "tied", "self")  # the account names them; tied to somebody in it; they say so of themselves
+WHYS = ("named", "tied")  # the account names them, or means them; they are tied to somebody in it
+SELF = "self"  # they say so of themselves
 STANDING = text("narrowing.state IN ('proposed', 'approved')")
 
 
@@ -101,7 +102,8 @@ def exclude_person(
     case = _for_exclusion(tx, viewer, opened, why, version)
     if tx.get(Member, member) is None:
         raise InvalidForm("whom", "Choose somebody.")
-    _exclude(tx, keeper, viewer, case, {"member": member.hex}, person_names(keeper.row_key, member), why, now)
+    public, names = case_public(tx, case, keeper.row_key), person_names(keeper.row_key, member)
+    _exclude(tx, keeper, viewer, case, public, {"member": member.hex}, names, why, now)
 
 
 def recuse(tx: Tx, keeper: Wallkeeper, viewer: Viewer, case_id: UUID, *, version: int, now: datetime) -> None:
@@ -111,8 +113,8 @@ def recuse(tx: Tx, keeper: Wallkeeper, viewer: Viewer, case_id: UUID, *, version
     """
     case = find(tx, viewer, case_id)
     unmoved(tx, case, version)
-    names = person_names(keeper.row_key, viewer.member)
-    _exclude(tx, keeper, viewer, case, {"member": viewer.member.hex}, names, "self", now)
+    public, names = case_public(tx, case, keeper.row_key), person_names(keeper.row_key, viewer.member)
+    _exclude(tx, keeper, viewer, case, public, {"member": viewer.member.hex}, names, SELF, now)
 
 
 def exclude_unit(
@@ -136,21 +138,25 @@ def exclude_unit(
         raise InvalidForm("whom", "Choose somebody.")
     barred = opened.barred | {unit}
     behind_the_wall(keeper.cards, barred)  # refuses before anything is written
-    tx.execute(delete(CaseSeal).where(col(CaseSeal.case) == case.id, col(CaseSeal.unit) == unit))
-    privates = _new_generation(tx, keeper, case, opened.privates)
-    columns: dict[str, Any] = {"generation": max(privates)}
+    taken = tx.execute(delete(CaseSeal).where(col(CaseSeal.case) == case.id, col(CaseSeal.unit) == unit))
+    privates, columns = dict(opened.privates), dict[str, Any]()
+    if taken.rowcount:  # type: ignore[attr-defined]
+        columns["generation"] = case.generation + 1
+        privates |= {case.generation + 1: _new_key(tx, keeper, case)}
     if case.oversight == unit:
         columns["oversight"] = _another_oversight(tx, keeper.cards, case, barred, privates)
     names = [wall_name(keeper.row_key, UNIT, unit)]
     lost = (keeper.cards, privates, barred) if case.unit == unit else None
-    _exclude(tx, keeper, viewer, case, {"unit": unit}, names, why, now, lost, **columns)
+    # Who it is stands sealed to the new key: they may have kept the old one.
+    public = boxes.public_of(privates[max(privates)])
+    _exclude(tx, keeper, viewer, case, public, {"unit": unit}, names, why, now, lost, **columns)
 
 
 def _for_exclusion(tx: Tx, viewer: Viewer, opened: OpenedCase, why: str, version: int) -> Case:
     case = find(tx, viewer, opened.case.id)
     if not may_exclude(viewer):
         raise Forbidden("This role may not take this step.")
-    if why not in ("named", "tied"):
+    if why not in WHYS:
         raise InvalidForm("why", "Say why.")
     unmoved(tx, case, version)
     if not has_opened(tx, case, viewer):
@@ -163,6 +169,7 @@ def _exclude(
     keeper: Wallkeeper,
     viewer: Viewer,
     case: Case,
+    public: bytes,
     whom: Mapping[str, str],
     names: Sequence[bytes],
     why: str,
@@ -170,13 +177,14 @@ def _exclude(
     lost: tuple[Cards, Mapping[int, bytes], frozenset[str]] | None = None,
     **columns: Any,
 ) -> None:
-    """Write the rows and the event of an exclusion. lost: what `wall` needs where the unit that works it goes."""
-    standing = {row.name for row in walls_of(tx, case.id)}
-    new = [name for name in names if name not in standing]
-    if names[0] in standing:
+    """Write the rows and the event of an exclusion; a claim and proposals of whoever is out now end.
+
+    public: what `whom` is sealed to. lost: what `wall` needs where the unit that works the case is excluded.
+    """
+    if {row.name for row in walls_of(tx, case.id)} & set(names):
         raise Conflict("They are excluded already.")
-    public, exclusion = case_public(tx, case, keeper.row_key), uuid4()
-    for name in new:
+    exclusion = uuid4()
+    for name in names:
         row = Wall(name=name, case=case.id, exclusion=exclusion, why=why, added_at=now, whom=b"", row_tag=b"")
         row.whom = boxes.seal(public, _place(row), json.dumps(dict(whom)).encode())
         row.row_tag = boxes.row_tag(keeper.row_key, wall_row(row))
@@ -223,15 +231,15 @@ def _end_what_they_signed(
     return events
 
 
-def _new_generation(tx: Tx, keeper: Wallkeeper, case: Case, privates: Mapping[int, bytes]) -> dict[int, bytes]:
-    """Make the case's next key, sealed to whoever holds the present one; return all private keys at hand."""
+def _new_key(tx: Tx, keeper: Wallkeeper, case: Case) -> bytes:
+    """Make the case's next key, sealed to whoever holds the present one; return its private half."""
     generation = case.generation + 1
     private, public = boxes.keypair()
     tx.insert(CaseKey, [case_key_insert(keeper.row_key, case.id, generation, public)])
     held = select(col(CaseSeal.unit)).where(col(CaseSeal.case) == case.id, col(CaseSeal.generation) == case.generation)
     holders = [keeper.cards.unit(unit) for unit in sorted(tx.scalars(held).all())]
     tx.insert(CaseSeal, [seal_row(card, case.id, generation, private) for card in holders])
-    return {**privates, generation: private}
+    return private
 
 
 def _another_oversight(tx: Tx, deck: Cards, case: Case, barred: frozenset[str], privates: Mapping[int, bytes]) -> str:

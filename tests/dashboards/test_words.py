@@ -11,8 +11,9 @@ from babel.messages.pofile import read_po
 from jinja2.ext import babel_extract
 
 import dashboards
-from dashboards import terms
+from dashboards import downloads, terms, walls
 from dashboards.words import CATALOGUE, PHNOM_PENH, Language, Words, read_catalogue
+from service import exclusions
 from service.cases import HOT_FLAGS
 from service.ledger.events import EventType
 from service.models import Channel, ClockKind, JobState, Level, Role, State
@@ -89,6 +90,8 @@ def test_the_catalogue_says_that_nobody_has_reviewed_it() -> None:
         (terms.EVENTS, EventType),
         (terms.OUTCOMES, JobState),
         (terms.TEXTS, [ACKNOWLEDGE, RING]),
+        (terms.TAKEN_OUT, downloads.PARTS),
+        (walls.WHYS, [*exclusions.WHYS, exclusions.SELF]),
     ],
 )
 def test_every_code_has_words(table, codes) -> None:

@@ -251,6 +251,10 @@ def test_an_excluded_unit_loses_its_seal_and_what_follows_has_a_new_key(world: W
         who = world.signed_in("officer")
         privates = staff.open_keys(session, world.founding.row_key, world.founding.cards, who, after).privates
         assert [account.text for account in decrypt(session, after, privates).accounts] == [ACCOUNT]
+        # Who it is was sealed to the new key alone: the unit that is out may have kept the old one.
+        for keys, whom in ((privates, {"unit": "screening"}), ({1: privates[1]}, {})):
+            (found,) = exclusions.exclusions(session, world.founding.row_key, after, keys)
+            assert found.whom == whom
         key = session.get_one(CaseKey, (case, 2))
         assert cases.case_public(session, after, world.founding.row_key) == key.public
 
@@ -297,6 +301,7 @@ def test_an_excluded_unit_is_not_sealed_in_again(sqlite_world: World) -> None:
     world, who = sqlite_world, sqlite_world.signed_in("screener")
     case = a_case(world)
     exclude_unit(world, case, "kandal")
+    assert row(world, case).generation == 1  # it held no seal, so no key has to change
     read(world, "screener", case)
 
     def hand_on(tx: Tx, unit: str) -> str:
