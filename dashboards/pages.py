@@ -30,10 +30,6 @@ REFUSALS: Mapping[type[Exception], tuple[str, str]] = {
     errors.HotlineError: (mark("Something went wrong"), mark("Nothing was changed. It was noted; try again.")),
     errors.Invalid: (mark("Something is missing in the form"), mark("Nothing was changed. Go back and fill it in.")),
     errors.Forbidden: (mark("This cannot be done from here"), mark("Nothing was changed.")),
-    errors.StepUpNeeded: (
-        mark("Give your password and code again"),
-        mark("Nothing was changed and nothing was shown."),
-    ),
     errors.NotFound: (mark("There is nothing here"), mark("The address may be wrong, or the page may be gone.")),
     errors.Conflict: (
         mark("Something else happened first"),

@@ -321,7 +321,7 @@ def _asks(reading: Reading, draft: _Draft) -> int | None:
     """
     if draft.stands(frozenset(_TOLD)) or draft.yes("reporter_is_child") or reading.has("suspect_man"):
         return None
-    if reading.has("help_word") or reading.has("plea_now") or any(reading.of("child")) and reading.has("screams"):
+    if reading.has("help_word") or reading.has("plea_now") or (any(reading.of("child")) and reading.has("screams")):
         return None
     hits = [hit for hit in reading.of("question_tone") if not hit.denied]
     at = min([hit.start for hit in hits] + [match.start() for match in _ASKING.finditer(reading.text)][:1], default=-1)
