@@ -239,7 +239,7 @@ def _intake(made: Installation) -> Iterator[Intake]:
             cards=founding.cards,
             relay=founding.relay,
             row_key=founding.row_key,
-            peppers=[Pepper(settings.phone_pepper_epoch, founding.phone_pepper)],
+            peppers=[Pepper(1, founding.phone_pepper)],
             names=NameKeys(founding.place_key, founding.sketch_key),
             triage=Triage.load(settings.ruleset_file, settings.lexicon_dir),
             claim_targets=settings.claim_targets,

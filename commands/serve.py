@@ -5,7 +5,7 @@ import asyncio
 import os
 import resource
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,15 +16,18 @@ import prometheus_client
 import structlog
 import uvicorn
 
+from commands.custody import refuse_foreign_secrets
 from service import ceremony, logs, metrics, rulesets
 from service.config import Settings, read_secret, settings_from_environment
 from service.db import Sessions, Writer, open_database, write
 from service.errors import BadCards, BadNote, HotlineError, Misconfigured
 from service.history import NameKeys
-from service.intake import Intake, Pepper
+from service.intake import Intake
+from service.keyring import Keyring
 from service.ledger.events import Ledger
 from service.mailbox import Mailboxes
 from service.metrics import DatabaseMetrics
+from service.numbers import Peppers, Source
 from service.rulesets import Rulebook
 from service.schema import require_schema
 from service.triage import NO_RULES, Ruleset, Triage, load_ruleset
@@ -35,15 +38,6 @@ if TYPE_CHECKING:
     from webhooks.codes import Codes
 
 log = structlog.get_logger()
-
-# keys.md section 2: what a process must not even be given. The demo runs them all under one user and says so.
-_TOKENS = ("twilio_token_file", "twilio_previous_token_file")
-_RELAY = ("relay_key_file", "relay_identity_file", "twilio_api_key_file")
-MUST_NOT_HOLD = {
-    "public": _RELAY,
-    "staff": (*_TOKENS, *_RELAY, "phone_pepper_file", "phone_pepper_previous_file", "code_pepper_file"),
-    "worker": (*_TOKENS, "code_pepper_file"),
-}
 
 
 def main(arguments: list[str]) -> int:
@@ -115,18 +109,19 @@ def public() -> Any:
         cards=cards,
         relay=relay,
         row_key=row_key,
-        peppers=peppers,
+        peppers=peppers.peppers(),
         names=names,
         triage=triage,
         claim_targets=settings.claim_targets,
         act_targets=settings.act_targets,
+        source=Source(cards.relay or b"", relay, peppers),
     )
 
     def health() -> dict[str, bool | str]:
         return _database_health(sessions) | {
             "writer": writer.alive,
             "storing": writer.storing or _can_store(sessions),
-            "relay_key": relay.start <= datetime.now(UTC).date() <= relay.until,
+            "relay_key": _is_valid(intake.desk.relay, datetime.now(UTC)),
         }
 
     codes = read_codes(settings)
@@ -160,6 +155,10 @@ def public() -> Any:
         notice=notice,
         lifespan=lifespan,
     )
+
+
+def _is_valid(relay: RelayKey | None, now: datetime) -> bool:
+    return relay is not None and relay.start <= now.date() <= relay.until
 
 
 def open_rules(sessions: Sessions, release: Ruleset, lexicon_hash: str = "") -> Rulebook:
@@ -233,14 +232,9 @@ def _can_store(sessions: Sessions) -> bool:
     return True
 
 
-def read_peppers(settings: Settings) -> list[Pepper]:
-    """Return the pepper of this epoch and, while numbers are carried over, the last one's. Raises Misconfigured."""
-    epoch = settings.phone_pepper_epoch
-    peppers = [Pepper(epoch, read_secret(settings.phone_pepper_file, "phone_pepper_file", length=32))]
-    if settings.phone_pepper_previous_file is not None:
-        previous = read_secret(settings.phone_pepper_previous_file, "phone_pepper_previous_file", length=32)
-        peppers.append(Pepper(epoch - 1, previous))
-    return peppers
+def read_peppers(settings: Settings) -> Peppers:
+    """Return the phone peppers, read again when their file changes. Raises Misconfigured."""
+    return Peppers(Keyring(settings.phone_pepper_file, "phone_pepper_file"))
 
 
 def read_codes(settings: Settings) -> "Codes | None":
@@ -282,7 +276,10 @@ def read_deck(settings: Settings, sessions: Sessions) -> Cards:
 
 
 def read_relay(settings: Settings, cards: Cards) -> RelayKey:
-    """Return the relay's present key, signed by the relay identity in the cards. Raises Misconfigured."""
+    """Return the first relay key of this host, signed by the relay identity in the cards. Raises Misconfigured.
+
+    Those after it are in the database, signed by the same identity (`numbers.relay_keys`).
+    """
     if settings.relay_file is None:
         raise Misconfigured("HOTLINE_RELAY_FILE is not set")
     try:
@@ -307,16 +304,6 @@ def serve_metrics(settings: Settings) -> None:
 def leave_no_core() -> None:
     """Have the system write no memory of this process to a disk when it dies (threats.md T-12)."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def refuse_foreign_secrets(settings: Settings, process: str) -> None:
-    """Refuse to start with a secret of another process's column in keys.md section 2. Raises Misconfigured."""
-    if settings.demo:
-        return
-    held: Sequence[str] = [name for name in MUST_NOT_HOLD[process] if getattr(settings, name) is not None]
-    if held:
-        names = ", ".join(f"HOTLINE_{name.upper()}" for name in held)
-        raise Misconfigured(f"the {process} process must not hold {names}")
 
 
 def _database_health(sessions: Sessions) -> dict[str, bool | str]:

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -16,23 +16,20 @@ import structlog
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from commands.serve import (
-    leave_no_core,
-    open_ready_database,
-    open_rules,
-    read_deck,
-    read_relay,
-    refuse_foreign_secrets,
-)
+from commands.custody import refuse_foreign_secrets
+from commands.serve import leave_no_core, open_ready_database, open_rules, read_deck, read_peppers, read_relay
 from service import cases, ladder, logs, mailbox, metrics, publishing, shadow
+from service.carrying import Carrying
 from service.config import Settings, read_secret, settings_from_environment
 from service.copies import Copies
 from service.db import Sessions, write
 from service.errors import HotlineError, Misconfigured
+from service.keyring import Keyring
 from service.ladder import SUPERVISOR, Watch
 from service.ledger.events import Ledger
 from service.levels import Judge
 from service.models import Sign
+from service.numbers import relay_keys, sealing
 from service.relay import Relay
 from service.rulesets import Rulebook
 from service.triage import NO_RULES, load_ruleset
@@ -125,6 +122,7 @@ class Worker:
     copies: Copies[Any]
     rules: Rulebook
     judge: Judge
+    carrying: Carrying
     now: Callable[[], datetime]
 
     def run(self, stopping: threading.Event) -> None:
@@ -143,6 +141,7 @@ class Worker:
             "statuses": _Duty(partial(self.show_changes, stop), 60.0),
             "copies": _Duty(partial(self.clear_copies, stop), 20.0),
             "rules": _Duty(partial(self.follow_rules, stop), 5.0),
+            "numbers": _Duty(self.carry_numbers, 20.0),
         }
         threads = [threading.Thread(target=duty.repeat, args=(name, stopping)) for name, duty in duties.items()]
         for thread in threads:
@@ -184,6 +183,10 @@ class Worker:
             return shadow.decide_open_cases(self.sessions, replace(self.judge, ruleset=ruleset), now, stopping)
         return 0
 
+    def carry_numbers(self) -> int:
+        """Carry contacts to this generation's key and name, and destroy what they were under before."""
+        return self.carrying.round(self.now())
+
     def clear_copies(self, stopping: Callable[[], bool]) -> None:
         """Delete at the provider what is stored here."""
         self.copies.clear(self.now(), stopping)
@@ -218,16 +221,16 @@ def build(settings: Settings) -> Worker:
 
     refuse_foreign_secrets(settings, "worker")
     row_key = read_secret(settings.row_key_file, "row_key_file", length=32)
-    private = read_secret(settings.relay_key_file, "relay_key_file", length=32)
     api_key = read_secret(settings.twilio_api_key_file, "twilio_api_key_file").decode()
     for name in ("twilio_account_sid", "twilio_api_key_sid", "twilio_numbers"):
         if not getattr(settings, name):
             raise Misconfigured(f"HOTLINE_{name.upper()} is not set")
     sessions = open_ready_database(settings)
     cards = read_deck(settings, sessions)
-    relay_key = read_relay(settings, cards)
-    if public_of(private) != relay_key.public:
-        raise Misconfigured("HOTLINE_RELAY_KEY_FILE does not belong to HOTLINE_RELAY_FILE")
+    first = read_relay(settings, cards)
+    privates = Keyring(settings.relay_key_file, "relay_key_file", first=lambda: first.generation)
+    names = read_peppers(settings)
+    relay_key = newest_relay(sessions, cards, first, privates)
     warn_of_gaps(settings, cards, relay_key)
     ledger = Ledger(settings.origin, cards.monitor().public)
     carrier = TwilioCarrier(
@@ -244,13 +247,27 @@ def build(settings: Settings) -> Worker:
     now = SteadyTime()
     return Worker(
         sessions=sessions,
-        relay=Relay(sessions, ledger, carrier, row_key, {relay_key.generation: private}, settings.duty, now),
+        relay=Relay(sessions, ledger, carrier, row_key, privates, settings.duty, now),
+        carrying=Carrying(sessions, ledger, row_key, cards.relay or b"", first, privates, names),
         watch=Watch(ledger, row_key, cards, settings.duty),
         copies=Copies(sessions, ledger, carrier, row_key),
         rules=open_rules(sessions, release),
         judge=Judge(ledger, cards, row_key, release, *targets),
         now=now,
     )
+
+
+def newest_relay(sessions: Sessions, cards: Cards, first: RelayKey, privates: Mapping[int, bytes]) -> RelayKey:
+    """Return the newest relay key that has begun. Raises Misconfigured when its private half is not on this host."""
+    with sessions.read() as session:
+        keys = relay_keys(session, cards.relay or b"", first)
+    newest = sealing(keys, datetime.now(UTC).date()) or first
+    private = privates.get(newest.generation)
+    if private is None or public_of(private) != newest.public:
+        raise Misconfigured(
+            f"HOTLINE_RELAY_KEY_FILE does not belong to HOTLINE_RELAY_FILE, or lacks generation {newest.generation}"
+        )
+    return newest
 
 
 def check_time(sessions: Sessions, relay: RelayKey, now: datetime) -> None:

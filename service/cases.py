@@ -21,6 +21,7 @@ from service.clocks import RUNNING, clock_row, meet, meet_all, next_due, run_aga
 from service.db import Sessions, Tx, write
 from service.errors import (
     AlreadyClaimed,
+    CannotOpen,
     CaseMoved,
     Conflict,
     Forbidden,
@@ -53,8 +54,8 @@ from service.models import (
 )
 from service.vault import boxes, envelope
 from service.vault.cards import Card, Cards, UnitKind
+from service.vault.case_keys import seal_case_key
 from service.vault.envelope import Kind
-from service.vault.members import seal_case_key
 from service.walls import Viewer, readable
 
 TELLING = ("record", "fact", "value")  # fields of events that tell what a case is about: sealed behind the wall
@@ -346,10 +347,15 @@ def find(tx: Session, viewer: Viewer, case_id: UUID) -> Case:
 
 
 def case_public(tx: Session, case: Case, row_key: bytes) -> bytes:
-    """Return the public key that what arrives now is sealed to. Raises CannotOpen if its row was planted."""
+    """Return the public key that what arrives now is sealed to.
+
+    Raises CannotOpen if its row was planted, or if the case was put back to a generation before its newest.
+    """
     key = tx.scalars(
-        select(CaseKey).where(col(CaseKey.case) == case.id, col(CaseKey.generation) == case.generation)
+        select(CaseKey).where(col(CaseKey.case) == case.id).order_by(col(CaseKey.generation).desc()).limit(1)
     ).one()
+    if key.generation != case.generation:
+        raise CannotOpen("the case is not at the newest generation of its key")
     boxes.check_row_tag(row_key, case_key_row(key.case, key.generation, key.public), key.row_tag)
     return key.public
 

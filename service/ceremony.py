@@ -134,7 +134,12 @@ def write_files(founding: Founding, directory: Path, *, twilio_token: str, twili
 
 def worker_files(directory: Path) -> dict[str, str]:
     """Return the settings that name what the worker alone may read, of the files that `write_files` wrote."""
-    names = {"RELAY_KEY": "relay.key", "RELAY_IDENTITY": "relay.identity", "TWILIO_API_KEY": "twilio.key"}
+    names = {
+        "RELAY_KEY": "relay.key",
+        "RELAY_IDENTITY": "relay.identity",
+        "TWILIO_API_KEY": "twilio.key",
+        "PHONE_PEPPER": "phone.pepper",
+    }
     return {f"HOTLINE_{setting}_FILE": str(directory / name) for setting, name in names.items()}
 
 

@@ -49,8 +49,6 @@ class Settings(BaseSettings):
 
     row_key_file: Path | None = None
     phone_pepper_file: Path | None = None
-    phone_pepper_previous_file: Path | None = None
-    phone_pepper_epoch: int = 1
     place_key_file: Path | None = None
     sketch_key_file: Path | None = None
     code_pepper_file: Path | None = None
@@ -58,6 +56,10 @@ class Settings(BaseSettings):
     """How many finished return codes a public process keeps in memory; 0 gives none out."""
     code_rate: float = 5.0
     """Return codes that a public process looks up in a second: its share of the whole site's 5."""
+    cover_key_file: Path | None = None
+    ledger_key_file: Path | None = None
+    keys_dir: Path | None = None
+    """Where the keys of all processes of this host lie; a process that can read another's there does not start."""
 
     emergency_numbers: Annotated[tuple[str, ...], NoDecode] = ("1280 Child helpline", "117 Police")
     ruleset_file: Path = ROOT / "service" / "triage" / "rules" / "kh-hotline-triage.yaml"

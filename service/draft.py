@@ -55,7 +55,7 @@ from service.triage import Assessment, Fact, Triage, assess, recall
 from service.triage.naming import NOTHING, names_in
 from service.vault import boxes, envelope
 from service.vault.cards import Card, Cards, RelayKey
-from service.vault.contacts import contact_row, new_contact
+from service.vault.contacts import contact_row, new_contact, quiet_tag, tip_tag
 from service.vault.envelope import Kind
 from service.vault.mailbox import Prepared, tag
 
@@ -96,10 +96,11 @@ class IncomingTip:
 
 @dataclass(frozen=True, slots=True)
 class Pepper:
-    """A secret of one epoch that numbers are named under."""
+    """A secret of one epoch that numbers are named under, for new contacts from `start` on; looked up by before."""
 
     epoch: int
-    secret: bytes
+    secret: bytes = field(repr=False)
+    start: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -296,7 +297,7 @@ def _contact_row(desk: Reception, tip: IncomingTip, tip_id: UUID) -> dict[str, A
         return None
     contact = uuid4()
     key_sealed, number_sealed = new_contact(desk.relay.public, desk.relay.generation, contact, tip.sender)
-    pepper = desk.peppers[0]
+    pepper = naming(desk.peppers, tip.received_at)
     row: dict[str, Any] = {
         "id": contact,
         "pseudonym": boxes.phone_name(pepper.secret, tip.sender),
@@ -305,8 +306,22 @@ def _contact_row(desk: Reception, tip: IncomingTip, tip_id: UUID) -> dict[str, A
         "key_sealed": key_sealed,
         "number_sealed": number_sealed,
     }
-    tag = boxes.row_tag(desk.row_key, contact_row(row))
-    return row | {"tip": tip_id, "opted_out_at": None, "row_tag": tag}
+    return tagged_contact(desk.row_key, row | {"tip": tip_id})
+
+
+def tagged_contact(row_key: bytes, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a new ``contact`` row, that nobody has silenced, with its tags."""
+    tags = {
+        "row_tag": boxes.row_tag(row_key, contact_row(row)),
+        "tip_tag": tip_tag(row_key, row["id"], row["tip"]),
+        "quiet_tag": quiet_tag(row_key, row["id"], None, None),
+    }
+    return {**row, "opted_out_at": None, **tags}
+
+
+def naming(peppers: Sequence[Pepper], now: datetime) -> Pepper:
+    """Return the pepper that new contacts are named under: the newest whose time has come (keys.md section 8)."""
+    return next((pepper for pepper in peppers if pepper.start is None or pepper.start <= now), peppers[-1])
 
 
 def message_row(

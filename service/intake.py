@@ -5,6 +5,7 @@ this holds no key that opens what it stores.
 """
 
 import asyncio
+import hmac
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +52,7 @@ from service.draft import (
     minute_of,
     recalled,
     storable,
+    tagged_contact,
     words_sealed,
 )
 from service.errors import CannotOpen, Conflict, HotlineError, StorageUnavailable
@@ -79,6 +81,7 @@ from service.models import (
 from service.triage import Assessment, Ruleset, Triage
 from service.vault import boxes, envelope
 from service.vault.cards import Cards, RelayKey
+from service.vault.contacts import contact_row, tip_tag
 from service.vault.envelope import Kind
 from service.walls import barred_units
 
@@ -109,6 +112,13 @@ class _Closed:
     walled: bool
 
 
+class Source(Protocol):
+    """Where relay key and peppers are looked up anew (``numbers.Source``)."""
+
+    def look(self, tx: Session, now: datetime, before: RelayKey | None) -> tuple[RelayKey | None, tuple[Pepper, ...]]:
+        """Return the relay key that numbers are sealed to at `now`, and the peppers that they are named under."""
+
+
 class GroupCommit(Protocol):
     """What intake needs of ``db.Writer``."""
 
@@ -132,8 +142,10 @@ class Intake:
         triage: Triage,
         claim_targets: Sequence[timedelta],
         act_targets: Sequence[timedelta],
+        source: Source | None = None,
     ) -> None:
-        self._writer = writer
+        """Take what a receiving process holds. source: asked every few seconds for relay key and peppers."""
+        self._writer, self._source = writer, source
         self.desk = Reception(
             ledger, cards, relay, row_key, tuple(peppers), names, triage, tuple(claim_targets), tuple(act_targets)
         )
@@ -152,7 +164,7 @@ class Intake:
         """
         tip = replace(tip, text=storable(tip.text))
         if self._anchor_read is None or tip.received_at - self._anchor_read > ANCHOR_AGE:
-            self._anchor, self._anchor_read = await self._writer.submit(read_anchor), tip.received_at
+            await self._writer.submit(partial(self._look, now=tip.received_at))
         closed = None
         if tip.returning is not None:
             closed = await self._writer.submit(partial(self._closed, tip_id=tip.returning))
@@ -189,6 +201,13 @@ class Intake:
             return heard
         return recalled(self.desk, tip, heard, facts)
 
+    def _look(self, tx: Tx, *, now: datetime) -> None:
+        """Take up the newest anchor, and the newest keys that numbers are sealed to and named under."""
+        if self._source is not None:
+            relay, peppers = self._source.look(tx, now, self.desk.relay)
+            self.desk = replace(self.desk, relay=relay, peppers=peppers)
+        self._anchor, self._anchor_read = read_anchor(tx), now
+
     async def report(self, delivery: str, status: str, code: int | None, at: datetime) -> None:
         """Keep what the provider says of a text of ours, for the worker to take to its outbox row. Safe to call twice.
 
@@ -213,6 +232,9 @@ class Intake:
         contact = self._known_contact(tx, draft.tip.sender)
         if contact is None:
             return self.insert(tx, draft=draft)
+        if not self._is_our_contact(contact):
+            # It has the sender's name all the same: the new one goes without, and no tip is lost.
+            return self.insert(tx, draft=self._unnamed(draft))
         open_tip = self._open_tip(tx, contact)
         proven = draft.tip.channel in PROVEN
         if open_tip is not None and proven and self._is_ours(tx, open_tip[1]):
@@ -242,6 +264,23 @@ class Intake:
             return False
         return True
 
+    def _is_our_contact(self, contact: Contact) -> bool:
+        """Return whether a contact's row carries our tag. With names swapped, one's words would join another's case."""
+        try:
+            boxes.check_row_tag(self.desk.row_key, contact_row(contact.model_dump()), contact.row_tag)
+        except CannotOpen:
+            log.error("contact_row_is_not_ours")
+            return False
+        return True
+
+    def _unnamed(self, draft: Draft) -> Draft:
+        """Return the draft with a contact that no later message finds."""
+        rows = [
+            (t, [tagged_contact(self.desk.row_key, r | {"pseudonym": None}) for r in rs] if t is Contact else rs)
+            for t, rs in draft.rows
+        ]
+        return replace(draft, rows=rows)
+
     # --- a message of a tip that is there ---
 
     def _stored(self, tx: Session, tip: IncomingTip) -> Receipt | None:
@@ -262,8 +301,10 @@ class Intake:
         names = [boxes.phone_name(pepper.secret, sender) for pepper in self.desk.peppers]
         return tx.scalars(select(Contact).where(col(Contact.pseudonym).in_(names)).limit(1)).one_or_none()
 
-    @staticmethod
-    def _open_tip(tx: Session, contact: Contact) -> tuple[Tip, Case] | None:
+    def _open_tip(self, tx: Session, contact: Contact) -> tuple[Tip, Case] | None:
+        if not hmac.compare_digest(tip_tag(self.desk.row_key, contact.id, contact.tip), contact.tip_tag or b""):
+            log.error("contact_row_is_not_ours")
+            return None
         found = tx.execute(
             select(Tip, Case)
             .join(Case, col(Case.id) == col(Tip.case))
@@ -282,7 +323,8 @@ class Intake:
         heard = recalled(self.desk, tip, hear(self.desk, tip), facts)
         receipt = self.insert(tx, draft=draft_tip(self.desk, tip, heard, draft.anchor, known=contact.id))
         if take_over:
-            tx.execute(update(Contact).where(col(Contact.id) == contact.id).values(tip=receipt.tip))
+            tag = tip_tag(self.desk.row_key, contact.id, receipt.tip)
+            tx.execute(update(Contact).where(col(Contact.id) == contact.id).values(tip=receipt.tip, tip_tag=tag))
         return receipt
 
     def _follow_up(self, tx: Tx, tip: IncomingTip, open_tip: Tip, case: Case) -> Receipt:

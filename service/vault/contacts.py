@@ -1,12 +1,12 @@
-"""Sealed phone numbers: made by whoever receives a message, opened by the relay alone (keys.md section 4).
+"""Sealed phone numbers, as whoever receives a message makes them, and the tags of their rows (keys.md section 4).
 
-Apart from `members`, so that the staff app can be kept from reaching it.
+Apart from `members`, so that the staff app can be kept from reaching it, and from `relaying`, which opens them.
 """
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from uuid import UUID
 
-from service.errors import CannotOpen
 from service.vault import boxes
 from service.vault.boxes import context_of
 
@@ -29,17 +29,16 @@ def contact_row(row: Mapping[str, object]) -> dict[str, object]:
     return {"table": "contact", **{name: row[name] for name in names}}
 
 
-def open_contact(
-    relay_private: bytes, relay_generation: int, contact: UUID, ck_sealed: bytes, number_sealed: bytes
-) -> str:
-    """Return the phone number of a contact, for the one message that is sent now (keys.md section 4).
+def tip_tag(row_key: bytes, contact: UUID, tip: UUID | None) -> bytes:
+    """Return the tag of which tip a contact's later messages join: of another's case, and its unit would read them.
 
-    Raises CannotOpen for another generation or contact, a wrong key or a changed byte.
+    Apart from the row's other tag, because the public process writes it and the worker writes the rest.
     """
-    key = boxes.unseal(relay_private, context_of("contact", contact, relay_generation), ck_sealed)
-    if len(key) != boxes.KEY:
-        raise CannotOpen("the seal does not hold a contact key")
-    try:
-        return boxes.aead_open(key, number_sealed, context_of("contact", contact)).decode("ascii")
-    except UnicodeDecodeError:
-        raise CannotOpen("the seal does not hold a number") from None
+    return boxes.row_tag(row_key, {"table": "contact.tip", "id": contact, "tip": tip})
+
+
+def quiet_tag(row_key: bytes, contact: UUID, opted_out_at: datetime | None, quiet_until: datetime | None) -> bytes:
+    """Return the tag of when a contact may be written to: without it an opt-out could be taken back by a row."""
+    moments = {"opted_out_at": opted_out_at, "quiet_until": quiet_until}
+    texts = {name: None if at is None else at.astimezone(UTC).isoformat() for name, at in moments.items()}
+    return boxes.row_tag(row_key, {"table": "contact.quiet", "id": contact, **texts})

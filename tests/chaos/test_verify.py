@@ -79,6 +79,8 @@ def test_a_sound_database_has_no_fault(changed: Check) -> None:
         "UPDATE contact SET pseudonym = randomblob(32)",
         "UPDATE contact SET number_sealed = zeroblob(60)",
         "UPDATE contact SET row_tag = zeroblob(32)",
+        "UPDATE contact SET tip_tag = NULL",
+        "UPDATE contact SET opted_out_at = '2027-03-09 07:00:00'",
         "DELETE FROM case_seal WHERE unit = 'oversight'",
         "DELETE FROM case_seal WHERE unit = 'screening'",
         "UPDATE case_seal SET sealed = zeroblob(112)",

@@ -28,7 +28,7 @@ from service import ceremony, outbox
 from service.db import Sessions
 from service.models import Case, Contact, JobState, OutboxJob, Tip
 from service.vault import boxes
-from service.vault.contacts import open_contact
+from service.vault.relaying import open_contact
 from tests.builders import a_tip
 from tests.chaos.running import ROOT, Installation, wait_for
 from tests.chaos.verify import verify
@@ -121,7 +121,7 @@ def two_workers(installation: Installation, address: str, variant: str) -> Itera
     """Run two workers of the installation against the provider at `address`, ready."""
     keys = installation.folder / "keys"
     ceremony.write_secret(keys / "twilio.key", SECRET)
-    foreign = ("HOTLINE_TWILIO_TOKEN_FILE", "HOTLINE_PHONE_PEPPER_FILE", "HOTLINE_PLACE_KEY_FILE")
+    foreign = ("HOTLINE_TWILIO_TOKEN_FILE", "HOTLINE_PLACE_KEY_FILE")
     known = {name: v for name, v in installation.environments["public"].items() if name not in foreign}
     duty = {post: numbers for post, numbers in DUTY.items() if post not in ("siem-reap", "integrity")}
     known |= ceremony.worker_files(keys) | {

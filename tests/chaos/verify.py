@@ -42,9 +42,10 @@ from service.models import (
 from service.outbox import fixed_columns
 from service.vault import blobs, boxes, envelope
 from service.vault.cards import UnitKind
-from service.vault.contacts import open_contact
+from service.vault.contacts import quiet_tag, tip_tag
 from service.vault.envelope import Envelope, Kind
 from service.vault.members import open_case_key
+from service.vault.relaying import open_contact
 from tests.chaos.sending import Sent
 
 Row = dict[str, Any]
@@ -323,6 +324,10 @@ def check_contacts(rows: Rows, founding: Founding, opened: list[Opened], found: 
         fixed = {"table": "contact", **{name: row[name] for name in columns}}
         if row["row_tag"] != boxes.row_tag(founding.row_key, fixed):
             found.wrong.append(f"{where}: has another's tag")
+        if row["tip_tag"] != tip_tag(founding.row_key, row["id"], row["tip"]):
+            found.wrong.append(f"{where}: has another's tag of its tip")
+        if row["quiet_tag"] != quiet_tag(founding.row_key, row["id"], row["opted_out_at"], row["quiet_until"]):
+            found.wrong.append(f"{where}: has another's tag of its silence")
         if row["tip"] not in rows.tips or rows.tips[row["tip"]]["contact"] != row["id"]:
             found.wrong.append(f"{where}: has no tip of its own")
         try:

@@ -29,9 +29,9 @@ from service.models import (
     Tip,
 )
 from service.vault import boxes
-from service.vault.contacts import open_contact
 from service.vault.envelope import Envelope, open_words
 from service.vault.members import open_case_key
+from service.vault.relaying import open_contact
 from tests.builders import NOW, World, a_number, a_tip, a_world, the_case
 from tests.service.test_events import stored
 

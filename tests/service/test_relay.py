@@ -25,7 +25,7 @@ from service.errors import NotSent, StorageUnavailable
 from service.models import Channel, Contact, JobState, OutboxJob, ProviderReport
 from service.relay import ACKNOWLEDGEMENTS, RING_WORDS, Relay
 from service.vault import boxes
-from service.vault.contacts import open_contact
+from service.vault.relaying import open_contact
 from tests.builders import NOW, a_number, a_tip, a_world
 from tests.service.sending import DUTY, OneByOne, Scene, at_once, everything_logged
 from tests.service.test_intake import LOCKED_IN

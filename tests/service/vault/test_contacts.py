@@ -6,7 +6,8 @@ import pytest
 
 from service.errors import CannotOpen
 from service.vault import boxes
-from service.vault.contacts import new_contact, open_contact
+from service.vault.contacts import new_contact
+from service.vault.relaying import open_contact
 
 PRIVATE, PUBLIC = boxes.keypair()
 NUMBER = "+85500000001"

@@ -15,8 +15,8 @@ from uuid import uuid4
 import pytest
 
 from service.vault import boxes
+from service.vault.case_keys import seal_case_key
 from service.vault.envelope import Kind, header, seal_stream, seal_text
-from service.vault.members import seal_case_key
 
 READER = Path(__file__).with_name("independent_reader.py")
 HOUR = datetime(2026, 11, 21, 10, tzinfo=UTC)

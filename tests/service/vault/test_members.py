@@ -11,6 +11,7 @@ import pytest
 from service.canonical import canonical
 from service.errors import CannotOpen, Unauthenticated
 from service.vault import boxes
+from service.vault.case_keys import seal_case_key
 from service.vault.members import (
     MemberKeys,
     grant_unit_key,
@@ -19,7 +20,6 @@ from service.vault.members import (
     open_case_key,
     open_grant,
     open_session,
-    seal_case_key,
     session_id,
     unwrap_member,
     wrap_member,
