@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import hashlib
 import os
 import resource
 import sys
@@ -18,7 +19,8 @@ import uvicorn
 
 from commands.custody import refuse_foreign_secrets
 from service import ceremony, logs, metrics, rulesets
-from service.config import Settings, read_secret, settings_from_environment
+from service.canonical import canonical
+from service.config import ROOT, Settings, read_secret, settings_from_environment
 from service.db import Sessions, Writer, open_database, write
 from service.errors import BadCards, BadNote, HotlineError, Misconfigured
 from service.history import NameKeys
@@ -101,8 +103,9 @@ def public() -> Any:
     triage = Triage.load(settings.ruleset_file, settings.lexicon_dir)
     book = open_rules(sessions, triage.ruleset, triage.lexicon.content_hash)
     triage = replace(triage, ruleset=book.at(datetime.now(UTC)))
-    writer = Writer(sessions, group_size=settings.group_size)
     ledger = Ledger(settings.origin, cards.monitor().public)
+    say_started(settings, sessions, ledger, "public", cards)
+    writer = Writer(sessions, group_size=settings.group_size)
     intake = Intake(
         writer=writer,
         ledger=ledger,
@@ -209,11 +212,13 @@ def staff() -> Any:
     sessions = open_ready_database(settings)
     rules = open_rules(sessions, release)
     cards = read_deck(settings, sessions)
+    ledger = Ledger(settings.origin, cards.monitor().public)
+    say_started(settings, sessions, ledger, "staff", cards)
     return create_app(
         Desk(
             settings=settings,
             sessions=sessions,
-            ledger=Ledger(settings.origin, cards.monitor().public),
+            ledger=ledger,
             cards=cards,
             row_key=row_key,
             rules=rules,
@@ -259,20 +264,49 @@ def open_ready_database(settings: Settings) -> Sessions:
 
 
 def read_deck(settings: Settings, sessions: Sessions) -> Cards:
-    """Return the cards file, checked against the root's key and the newest serial that the history knows."""
+    """Return the cards file, checked against the root's key and what the history knows, with the cards before it."""
     if settings.cards_file is None:
         raise Misconfigured("HOTLINE_CARDS_FILE is not set")
-    with sessions.read() as session:
-        newest = ceremony.newest_serial(session)
     try:
-        cards = read_cards(settings.cards_file.read_text(), settings.root_vkey, newest_serial=newest)
-        cards = cards.valid_on(datetime.now(UTC).date())
+        cards = read_cards(settings.cards_file.read_text(), settings.root_vkey)
+        with sessions.read() as session:
+            ceremony.check_published(session, cards)
+            past = ceremony.past_cards(session, settings.root_vkey)
+        cards = replace(cards.valid_on(datetime.now(UTC).date()), past=past)
         check_usable(cards)
     except (OSError, UnicodeDecodeError):
         raise Misconfigured(f"HOTLINE_CARDS_FILE: cannot read {settings.cards_file}") from None
     except (BadCards, BadNote) as fault:
         raise Misconfigured(f"HOTLINE_CARDS_FILE: {fault}") from None
     return cards
+
+
+def say_started(settings: Settings, sessions: Sessions, ledger: Ledger, process: str, cards: Cards) -> None:
+    """Append that this process starts, with the hashes of its code, settings and cards. Raises StorageUnavailable."""
+    known = settings.model_dump(mode="json", exclude={"duty"})  # a hash of few telephone numbers would tell them
+    code, given = code_hash(), hashlib.sha256(canonical(_words(known))).hexdigest()
+    now = datetime.now(UTC)
+    write(
+        sessions,
+        partial(ceremony.started, ledger=ledger, process=process, deck=cards, code=code, settings=given, now=now),
+    )
+
+
+def code_hash() -> str:
+    """Return the SHA-256 over the files of the code that runs: names and bytes, in order of name."""
+    digest = hashlib.sha256()
+    for package in ("service", "webhooks", "dashboards", "commands"):
+        for path in sorted((ROOT / package).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(f"{path.relative_to(ROOT)}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _words(value: Any) -> Any:
+    """Return settings as canonical JSON can write them: fractions of a second as words."""
+    if isinstance(value, dict):
+        return {name: _words(part) for name, part in value.items()}
+    return [_words(part) for part in value] if isinstance(value, (list, tuple)) else str(value)
 
 
 def read_relay(settings: Settings, cards: Cards) -> RelayKey:

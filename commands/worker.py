@@ -17,8 +17,16 @@ from sqlalchemy import func, select
 from sqlmodel import col
 
 from commands.custody import refuse_foreign_secrets
-from commands.serve import leave_no_core, open_ready_database, open_rules, read_deck, read_peppers, read_relay
-from service import cases, ladder, logs, mailbox, metrics, publishing, shadow
+from commands.serve import (
+    leave_no_core,
+    open_ready_database,
+    open_rules,
+    read_deck,
+    read_peppers,
+    read_relay,
+    say_started,
+)
+from service import cases, erasing, ladder, logs, mailbox, metrics, publishing, shadow
 from service.carrying import Carrying
 from service.config import Settings, read_secret, settings_from_environment
 from service.copies import Copies
@@ -142,6 +150,7 @@ class Worker:
             "copies": _Duty(partial(self.clear_copies, stop), 20.0),
             "rules": _Duty(partial(self.follow_rules, stop), 5.0),
             "numbers": _Duty(self.carry_numbers, 20.0),
+            "erasures": _Duty(self.erase, 3600.0),
         }
         threads = [threading.Thread(target=duty.repeat, args=(name, stopping)) for name, duty in duties.items()]
         for thread in threads:
@@ -186,6 +195,10 @@ class Worker:
     def carry_numbers(self) -> int:
         """Carry contacts to this generation's key and name, and destroy what they were under before."""
         return self.carrying.round(self.now())
+
+    def erase(self) -> int:
+        """Erase the cases whose time is over."""
+        return erasing.erase_due(self.sessions, self.watch.ledger, self.now())
 
     def clear_copies(self, stopping: Callable[[], bool]) -> None:
         """Delete at the provider what is stored here."""
@@ -244,6 +257,7 @@ def build(settings: Settings) -> Worker:
     check_time(sessions, relay_key, datetime.now(UTC))
     release = load_ruleset(settings.ruleset_file)
     targets = settings.claim_targets, settings.act_targets
+    say_started(settings, sessions, ledger, "worker", cards)
     now = SteadyTime()
     return Worker(
         sessions=sessions,

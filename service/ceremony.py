@@ -10,15 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import structlog
 from sqlalchemy import select
 from sqlmodel import Session, col
 
 from service.db import Tx
+from service.errors import BadCards
 from service.ledger.events import SYSTEM, EventType, Ledger, NewEvent, StateClass, append, fixed_chain
-from service.models import LedgerEvent, LedgerField, Organisation, Unit
+from service.models import CardsDeck, LedgerEvent, LedgerField, Organisation, Unit
 from service.vault import boxes, note
 from service.vault.cards import Card, Cards, RelayKey, UnitKind, check_usable, read_cards, write_cards, write_relay_note
+
+log = structlog.get_logger("ceremony")
 
 ROOT_NAME = "root"
 RELAY_DAYS = timedelta(days=30)
@@ -171,18 +176,83 @@ def write_secret(path: Path, text: str) -> None:
 
 def newest_serial(session: Session) -> int:
     """Return the serial of the newest ``keys:cards:published``, or 0: a file below it is an old one put back."""
+    return _newest_published(session, "serial") or 0
+
+
+def check_published(session: Session, deck: Cards) -> None:
+    """Return if the history knows nothing newer than `deck`, and nothing else under its serial. Raises BadCards."""
+    serial = newest_serial(session)
+    if deck.serial < serial:
+        raise BadCards("a cards file older than the newest one published")
+    if deck.serial == serial and _newest_published(session, "sha256") != deck.sha256:
+        raise BadCards("another cards file than the one published with this serial")
+
+
+def _newest_published(session: Session, name: str) -> Any:
     found = session.scalar(
         select(col(LedgerField.value))
         .join(LedgerEvent, col(LedgerEvent.eid) == col(LedgerField.eid))
         .where(
             col(LedgerEvent.case) == fixed_chain("keys"),
             col(LedgerEvent.type) == EventType.CARDS_PUBLISHED,
-            col(LedgerField.name) == "serial",
+            col(LedgerField.name) == name,
         )
         .order_by(col(LedgerEvent.seq).desc())
         .limit(1)
     )
-    return int(json.loads(found)) if found else 0
+    return json.loads(found) if found else None
+
+
+def publish(tx: Tx, ledger: Ledger, text: str, root_vkey: str, *, officers: Sequence[str], now: datetime) -> Cards:
+    """Take a cards file into use: append who published it, keep it for what was sealed before, and return it.
+
+    officers: the names of two persons who compared its hash. Raises BadCards for a file that the root did not sign,
+    that intake cannot run on, whose serial is not above the newest, that knows less of a unit than the one before it,
+    or without two officers.
+    """
+    names = [name.strip() for name in officers if name.strip()]
+    if len({name.casefold() for name in names}) < 2:
+        raise BadCards("two officers publish a cards file")
+    deck = read_cards(text, root_vkey)
+    check_usable(deck)
+    newest = newest_serial(tx)
+    if deck.serial <= newest:
+        raise BadCards(f"a serial that is not above the newest one published, {newest}")
+    for card in past_cards(tx, root_vkey):
+        now_there = next((c for c in deck.units if c.unit == card.unit), None)
+        if now_there is not None and now_there.generation < card.generation:
+            raise BadCards(f"unit {card.unit} goes back to generation {now_there.generation} of its key")
+        if now_there is not None and now_there.generation == card.generation and now_there.public != card.public:
+            raise BadCards(f"unit {card.unit} has another key under the same generation")
+    tx.add(CardsDeck(serial=deck.serial, note=text))
+    tx.flush()
+    fields = {"serial": deck.serial, "sha256": deck.sha256, "officers": names}
+    append(tx, ledger, fixed_chain("keys"), [_of_keys(EventType.CARDS_PUBLISHED, now, fields)])
+    return deck
+
+
+def past_cards(session: Session, root_vkey: str) -> tuple[Card, ...]:
+    """Return the units' cards of every file published, that the root signed; a row with another's is left out."""
+    cards: dict[tuple[str, int], Card] = {}
+    for row in session.scalars(select(CardsDeck).order_by(col(CardsDeck.serial))).all():
+        try:
+            deck = read_cards(row.note, root_vkey)
+        except BadCards:
+            log.error("cards_row_is_not_ours")
+            continue
+        for card in deck.units:
+            cards.setdefault((card.unit, card.generation), card)
+    return tuple(cards.values())
+
+
+def started(tx: Tx, ledger: Ledger, process: str, deck: Cards, *, code: str, settings: str, now: datetime) -> None:
+    """Append that a process has started, with the hashes of its code, settings and cards (keys.md section 4)."""
+    fields = {"process": process, "code": code, "settings": settings, "cards": deck.sha256, "serial": deck.serial}
+    append(tx, ledger, fixed_chain("system"), [_of_keys(EventType.CODE_STARTED, now, fields)])
+
+
+def _of_keys(what: EventType, now: datetime, fields: Mapping[str, object]) -> NewEvent:
+    return NewEvent(what, now, SYSTEM, StateClass.SYSTEM, fields=fields)
 
 
 def register(
@@ -192,8 +262,14 @@ def register(
     plans: Sequence[UnitPlan],
     deck: Cards,
     now: datetime,
+    *,
+    text: str | None = None,
+    officers: Sequence[str] = (),
 ) -> None:
-    """Write the names of organisations (id to English, Khmer) and units, and append that the cards were published."""
+    """Write the names of organisations (id to English, Khmer) and units, and append that the cards were published.
+
+    text, officers: the cards file and the two who compared its hash (`publish`); the demo has none.
+    """
     for organisation, (name, name_km) in organisations.items():
         tx.add(Organisation(id=organisation, name=name, name_km=name_km))
     tx.flush()
@@ -208,12 +284,8 @@ def register(
                 province=plan.province,
             )
         )
+    if text is not None:
+        tx.add(CardsDeck(serial=deck.serial, note=text))
     tx.flush()
-    event = NewEvent(
-        EventType.CARDS_PUBLISHED,
-        now,
-        SYSTEM,
-        StateClass.SYSTEM,
-        fields={"serial": deck.serial, "sha256": deck.sha256},
-    )
-    append(tx, ledger, fixed_chain("keys"), [event])
+    fields = {"serial": deck.serial, "sha256": deck.sha256, "officers": list(officers)}
+    append(tx, ledger, fixed_chain("keys"), [_of_keys(EventType.CARDS_PUBLISHED, now, fields)])

@@ -511,7 +511,7 @@ def open_keys(session: Session, row_key: bytes, deck: Cards, who: SignedIn, case
 
     Raises NoSuchCase when none of their units holds a seal, CannotOpen when a row was planted or changed.
     """
-    unit_keys: dict[str, bytes] = {}
+    unit_keys: dict[tuple[str, int], bytes] = {}
     privates: dict[int, bytes] = {}
     rows = session.execute(
         select(CaseSeal, CaseKey)
@@ -526,10 +526,11 @@ def open_keys(session: Session, row_key: bytes, deck: Cards, who: SignedIn, case
         if key.generation in privates:
             continue
         boxes.check_row_tag(row_key, case_key_row(key.case, key.generation, key.public), key.row_tag)
-        if seal.unit not in unit_keys:
-            unit_keys[seal.unit] = unit_private(session, row_key, deck.unit(seal.unit), who)
+        held = seal.unit, seal.unit_generation
+        if held not in unit_keys:
+            unit_keys[held] = unit_private(session, row_key, deck.at(*held), who)
         privates[key.generation] = members.open_case_key(
-            unit_keys[seal.unit],
+            unit_keys[held],
             case.id,
             key.generation,
             seal.unit,
@@ -543,7 +544,7 @@ def open_keys(session: Session, row_key: bytes, deck: Cards, who: SignedIn, case
 
 
 def unit_private(session: Session, row_key: bytes, card: Card, who: SignedIn) -> bytes:
-    """Return a unit's private half, 32 bytes, from this person's grant, for one request.
+    """Return a generation of a unit's private half, 32 bytes, from this person's grant, for one request.
 
     A granter whose account was reset since has another key now: what the earlier one signed stays good.
     Raises CannotOpen when there is no grant, or it was planted or changed.

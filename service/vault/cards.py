@@ -50,6 +50,8 @@ class Cards:
     """A cards file that the root signed, its units in the order of the note.
 
     relay: the relay's Ed25519 identity. recovery, backup: X25519 keys. sha256: of the whole note, in hex.
+    past: units' cards of files published before, that the same root signed: they open what was sealed then, and
+    nothing is sealed to them.
     """
 
     serial: int
@@ -59,6 +61,11 @@ class Cards:
     recovery: bytes | None
     backup: bytes | None
     sha256: str
+    past: tuple[Card, ...] = ()
+
+    def at(self, unit: str, generation: int) -> Card:
+        """Return the card of a unit at one generation of its key, now or before. Raises BadCards if there is none."""
+        return _first(card for card in (*self.units, *self.past) if (card.unit, card.generation) == (unit, generation))
 
     def unit(self, unit: str) -> Card:
         """Return the card of a unit by its id. Raises BadCards if there is none."""

@@ -81,7 +81,7 @@ def test_a_missing_secret_names_its_setting(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [n for n in Settings.model_fields if "key" in n or "token" in n or "pepper" in n])
 def test_secrets_have_no_setting_but_a_file(name: str) -> None:
-    assert name.endswith(("_file", "_epoch", "vkey", "_sid")), "a value in the environment is inherited by children"
+    assert name.endswith(("_file", "_dir", "vkey", "_sid")), "a value in the environment is inherited by children"
 
 
 def test_settings_come_from_a_file_under_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
