@@ -27,6 +27,8 @@ COMMANDS = {
     "bench": "commands.bench",
     "rules": "commands.rules",
     "staff": "commands.staff",
+    "keys": "commands.keys",
+    "init": "commands.init",
     "lint": "commands.lint",
 }
 
