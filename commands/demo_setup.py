@@ -136,6 +136,7 @@ def _enrol(made: Installation) -> None:
         plans=cast.PLANS,
         deck=made.founding.cards,
         now=made.clock,
+        text=made.founding.cards_note,
     )
     write(made.sessions, register)
     for person in cast.PEOPLE:

@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from service.config import read_settings, settings_from_environment
 from service.db import open_database, write
 from service.errors import Misconfigured
 from service.ledger.events import Ledger
-from service.models import Contact, Message
+from service.models import Contact, LedgerEvent, LedgerField, Message
+from service.vault.cards import write_cards
 from tests.builders import ORGANISATIONS, PLANS
 from tests.webhooks.builders import ACCOUNT, HOST, NUMBER, SMS, TOKEN, an_sms, encode, sign, sms_headers
 
@@ -190,6 +192,8 @@ def test_the_public_app_takes_a_tip_with_no_private_key_in_reach(
     with sessions.read() as session:
         assert session.scalar(select(func.count()).select_from(Message)) == 1
         assert session.scalars(select(Contact)).one().number_sealed is not None
+        started = select(func.count()).select_from(LedgerEvent).where(LedgerEvent.type == "system:code:started")
+        assert session.scalar(started) == 1
     sessions.close()
     held = "".join(path.read_text() for path in map(Path, given.values()) if path.is_absolute() and path.is_file())
     private = [founding.root_seed, founding.relay_private, founding.relay_seed, founding.recovery_private]
@@ -211,6 +215,86 @@ def test_the_staff_app_answers_and_the_worker_works_a_round(as_process: Callable
     built = START["worker"]()
     assert built.carry_numbers() == 0
     assert built.tell(lambda: False) == 0
+
+
+@pytest.mark.parametrize(
+    "process", ["staff", "worker"]
+)  # the public one is asked when it takes a tip: it starts slowly
+def test_a_start_repeats_the_hash_of_the_cards_and_names_code_and_settings(
+    as_process: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, founding: Founding, sqlite_url: str, process: str
+) -> None:
+    def told() -> dict[str, bytes]:
+        with sessions.read() as session:
+            event = session.scalars(
+                select(LedgerEvent).where(LedgerEvent.type == "system:code:started").order_by(LedgerEvent.seq.desc())
+            ).first()
+            assert event is not None
+            return {
+                row.name: row.value
+                for row in session.scalars(select(LedgerField).where(LedgerField.eid == event.eid)).all()
+            }
+
+    as_process(process)
+    sessions = open_database(sqlite_url)
+    START[process]()
+    first = told()
+    assert (first["process"], first["cards"]) == (f'"{process}"'.encode(), f'"{founding.cards.sha256}"'.encode())
+    monkeypatch.setenv("HOTLINE_MAX_IN_FLIGHT", "7")
+    START[process]()
+    second = told()
+    assert second["code"] == first["code"]
+    assert second["settings"] != first["settings"]
+    monkeypatch.setattr(serve, "code_hash", lambda: "0" * 64)
+    START[process]()
+    assert told()["code"] != first["code"]
+    sessions.close()
+
+
+CARDS_FAULTS: dict[str, Callable[[list[Any]], list[Any]]] = {
+    "no screening": lambda units: [card for card in units if card.kind != "screening"],
+    "only our own oversight": lambda units: [card for card in units if card.unit != "oversight"],
+    "a screening unit that begins tomorrow": lambda units: [
+        replace(card, not_before=card.not_before + timedelta(days=2)) if card.kind == "screening" else card
+        for card in units
+    ],
+}
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("fault", CARDS_FAULTS)
+def test_cards_that_intake_cannot_run_on_stop_every_start(
+    as_process: Callable[[str], dict[str, str]], founding: Founding, process: str, fault: str
+) -> None:
+    given = as_process(process)
+    cards = founding.cards
+    units = CARDS_FAULTS[fault](list(cards.units))
+    text = write_cards(
+        2, cards.day, units, relay=cards.relay, root_name=ceremony.ROOT_NAME, root_seed=founding.root_seed
+    )
+    Path(given["HOTLINE_CARDS_FILE"]).write_text(text)
+    with pytest.raises(Misconfigured, match="CARDS_FILE"):
+        START[process]()
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_a_cards_file_that_is_not_the_one_published_stops_every_start(
+    as_process: Callable[[str], dict[str, str]], founding: Founding, sqlite_url: str, process: str
+) -> None:
+    given, cards = as_process(process), founding.cards
+
+    def signed(serial: int) -> str:
+        known = {"relay": cards.relay, "root_name": ceremony.ROOT_NAME, "root_seed": founding.root_seed}
+        return write_cards(serial, cards.day, cards.units, **known)  # type: ignore[arg-type]
+
+    sessions = open_database(sqlite_url)
+    ledger = Ledger("hotline.example/log", cards.monitor().public)
+    now, two = datetime.now(UTC), ("Officer One", "Officer Two")
+    write(sessions, lambda tx: ceremony.publish(tx, ledger, signed(2), founding.root_vkey, officers=two, now=now))
+    sessions.close()
+    with pytest.raises(Misconfigured, match="older"):
+        START[process]()
+    Path(given["HOTLINE_CARDS_FILE"]).write_text(signed(2))
+    assert START[process]() is not None, "the control"
 
 
 def test_settings_of_a_file_are_checked_like_those_of_the_environment(tmp_path: Path) -> None:

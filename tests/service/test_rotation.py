@@ -38,6 +38,7 @@ from service.vault.envelope import Envelope
 from service.vault.members import open_case_key, open_grant
 from service.widening import take_away, widen
 from tests.builders import NOW, PLANS, World, a_number, a_tip, a_world, the_case
+from tests.service.sending import everything_logged
 
 LATER = NOW + timedelta(hours=1)
 OFFICERS = ("Chan Thy", "Rin Sothea")
@@ -485,7 +486,9 @@ def test_a_closed_case_is_erased_fourteen_days_after_its_mark(world: World) -> N
     erase = partial(erasing.erase_due, world.sessions, world.ledger)
     assert erase(NOW + timedelta(days=13)) == 0
     assert words(world, first, held), "the mark may be taken back until then"
-    assert erase(NOW + timedelta(days=14)) == 1
+    with everything_logged() as log:
+        assert erase(NOW + timedelta(days=14)) == 1
+    assert log.getvalue() == "", "freed bytes are wiped on both engines"
     assert erase(NOW + timedelta(days=14)) == 0
 
     with pytest.raises(NoSuchCase):
