@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyotp
 from sqlalchemy import select
@@ -179,6 +180,8 @@ def checked(plan: Any) -> dict[str, Any]:
         plan["public_url"].index("://")
     except (KeyError, TypeError, ValueError, AttributeError) as fault:
         raise Invalid(f"the answers lack something, or have it in another form: {fault}") from None
+    if urlsplit(plan.get("database_url", "")).password:
+        raise Invalid("no password in the database's address: name a file that holds it (passfile=…)")
     ids = [unit.id for unit in units]
     if any(unit.organisation not in organisations for unit in units) or len(set(ids)) != len(ids):
         raise Invalid("each unit has an id of its own, and an organisation of the list")

@@ -18,7 +18,7 @@ from service import ceremony, numbers, recovering, rotation, staff
 from service.config import Settings, read_secret, settings_from_environment
 from service.db import Sessions, write
 from service.errors import HotlineError, Invalid, Misconfigured
-from service.keyring import BEGINNING, Generation, Keyring, write_keyring
+from service.keyring import BEGINNING, Generation, Keyring
 from service.ledger.events import Ledger
 from service.models import Member, UnitGrant
 from service.staff import SignedIn
@@ -223,7 +223,7 @@ def next_relay(options: argparse.Namespace, talk: Talk) -> None:
     wanted = max(key.generation for key in keys) + 1
     if wanted not in ring:
         new = Generation(wanted, datetime.now(UTC), boxes.random_bytes())
-        write_keyring(_path(ring), [new, *ring.generations()])
+        ring.change(lambda held: [new, *held])
         talk.say(f"Relay key {wanted} is written to {ring.path}.")
     if options.make_only:
         talk.say("It is not used yet. Copy this file to the other worker hosts, then run: ./hotline keys relay")
@@ -257,7 +257,7 @@ def next_pepper(options: argparse.Namespace, talk: Talk) -> None:
     new = Generation(held[0].number + 1, options.start or tomorrow, boxes.random_bytes())
     if new.start < now - timedelta(minutes=5):
         raise Invalid("it begins in the future: every host needs the file before")
-    write_keyring(_path(ring), [new, *held[:2]])
+    ring.change(lambda held: [new, *held[:2]])
     write(
         host.sessions,
         lambda tx: numbers.announce_pepper(tx, host.ledger, new.number, new.start, now),
@@ -424,12 +424,6 @@ def _signed_in(host: Host, account: str, talk: Talk) -> SignedIn:
     seats = tuple(Seat(card.unit, card.kind, card.organisation) for card in cards)
     viewer = Viewer(member.id, member.chain, member.name, member.name_km, member.role, member.organisation, seats)
     return SignedIn(viewer, keys, b"", "")
-
-
-def _path(ring: Keyring) -> Path:
-    if ring.path is None:
-        raise Misconfigured("there is no file for this key")
-    return ring.path
 
 
 def _moment(text: str) -> datetime:

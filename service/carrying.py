@@ -16,7 +16,7 @@ from sqlmodel import Session, col
 from service import outbox
 from service.db import Sessions, Tx, write
 from service.draft import Pepper, naming
-from service.errors import CannotOpen
+from service.errors import CannotOpen, Misconfigured
 from service.keyring import Keyring
 from service.ledger.events import SYSTEM, EventType, Ledger, NewEvent, StateClass, append, fixed_chain
 from service.models import Case, Contact, JobState, LedgerEvent, OutboxJob, State, Tip
@@ -163,19 +163,18 @@ class Carrying:
         old = [number for number in self.privates if number < relay.generation]
         if not old or now < begun + GRACE:
             return
-        self._destroy(self.privates, old, EventType.RELAY_ROTATED, now)
+        try:
+            self.privates.keep(lambda number: number >= relay.generation)
+        except (OSError, Misconfigured):  # mounted read-only: a person has to (docs/keys.md)
+            log.error("old_key_not_destroyed", kind="relay")
+            return
+        self._say(EventType.RELAY_ROTATED, old, now)
 
     def _destroy_peppers(self, now: datetime) -> None:
-        present = naming(self.names.peppers(), now).epoch
-        old = [number for number in self.names.ring if number < present - 1]
+        old = self.names.destroy_old(now)
         if old:
-            self._destroy(self.names.ring, old, EventType.PEPPER_ROTATED, now)
+            self._say(EventType.PEPPER_ROTATED, old, now)
 
-    def _destroy(self, ring: Keyring, old: Sequence[int], what: EventType, now: datetime) -> None:
-        try:
-            ring.keep([number for number in ring if number not in old])
-        except OSError:  # mounted read-only: a person has to (docs/keys.md)
-            log.error("old_key_not_destroyed", kind=str(what))
-            return
-        event = NewEvent(what, now, SYSTEM, StateClass.SYSTEM, None, {"destroyed": list(old)})
+    def _say(self, what: EventType, destroyed: Sequence[int], now: datetime) -> None:
+        event = NewEvent(what, now, SYSTEM, StateClass.SYSTEM, None, {"destroyed": list(destroyed)})
         write(self.sessions, lambda tx: append(tx, self.ledger, fixed_chain("keys"), [event]))

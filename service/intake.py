@@ -55,7 +55,7 @@ from service.draft import (
     tagged_contact,
     words_sealed,
 )
-from service.errors import CannotOpen, Conflict, HotlineError, StorageUnavailable
+from service.errors import CannotOpen, Conflict, HeadMoved, HotlineError, StorageUnavailable
 from service.history import NameKeys
 from service.ledger.events import (
     SYSTEM,
@@ -324,7 +324,10 @@ class Intake:
         receipt = self.insert(tx, draft=draft_tip(self.desk, tip, heard, draft.anchor, known=contact.id))
         if take_over:
             tag = tip_tag(self.desk.row_key, contact.id, receipt.tip)
-            tx.execute(update(Contact).where(col(Contact.id) == contact.id).values(tip=receipt.tip, tip_tag=tag))
+            same = (col(Contact.id) == contact.id, col(Contact.pseudonym) == contact.pseudonym)
+            taken = tx.execute(update(Contact).where(*same).values(tip=receipt.tip, tip_tag=tag))
+            if taken.rowcount != 1:  # type: ignore[attr-defined]
+                raise HeadMoved("The contact was just erased, or moved to the next pepper.")
         return receipt
 
     def _follow_up(self, tx: Tx, tip: IncomingTip, open_tip: Tip, case: Case) -> Receipt:

@@ -9,6 +9,7 @@ A new generation can so lie on every host before it is used, and all processes c
 a restart. A file of the secret alone is its first generation.
 """
 
+import fcntl
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,14 +63,13 @@ def write_keyring(path: Path, generations: Sequence[Generation]) -> None:
     Raises OSError, and then the old file is still there.
     """
     lines = [f"{g.number} {g.start.astimezone(UTC).strftime(_MOMENT)} {g.secret.hex()}" for g in generations]
-    draft = path.with_name(path.name + ".new")
+    draft, old = (path.with_name(f"{path.name}.{os.getpid()}.{word}") for word in ("new", "old"))
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write("\n".join(lines) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    old = path.with_name(path.name + ".old")
     if path.exists():
         old.unlink(missing_ok=True)
         os.link(path, old)  # so that its bytes can still be reached when its name is the new file's
@@ -128,12 +128,26 @@ class Keyring(Mapping[int, bytes]):
             status = None
         return (status.st_mtime_ns, status.st_ino, status.st_size) if status else ()
 
-    def keep(self, numbers: Sequence[int]) -> None:
-        """Destroy every generation that is not one of `numbers`. Raises OSError where the file cannot be written."""
-        held = self.generations()
-        kept = [generation for generation in held if generation.number in numbers]
-        if self.path is not None and len(kept) != len(held):
-            write_keyring(self.path, kept)
+    def change(self, how: Callable[[tuple[Generation, ...]], Sequence[Generation]]) -> None:
+        """Write what `how` makes of the generations that the file holds at that moment; nobody changes it meanwhile.
+
+        Raises Misconfigured for a file that cannot be read, OSError where it cannot be written.
+        """
+        if self.path is None:
+            raise Misconfigured(f"HOTLINE_{self._name.upper()} is not set")
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            held = read_keyring(self.path, self._name, first=self._first())
+            wanted = tuple(how(held))
+            if wanted != held:
+                write_keyring(self.path, wanted)
+        finally:
+            os.close(folder)
+
+    def keep(self, numbers: Callable[[int], bool]) -> None:
+        """Destroy every generation whose number does not pass `numbers`. Raises as `change` does."""
+        self.change(lambda held: [generation for generation in held if numbers(generation.number)])
 
     def __getitem__(self, number: int) -> bytes:
         """Return the secret of a generation. Raises KeyError for one that is not there."""

@@ -12,8 +12,8 @@ from sqlalchemy import select
 from sqlmodel import Session
 
 from service.db import Tx
-from service.draft import Pepper
-from service.errors import BadNote
+from service.draft import Pepper, naming
+from service.errors import BadNote, Misconfigured
 from service.keyring import Keyring
 from service.ledger.events import SYSTEM, EventType, Ledger, NewEvent, StateClass, append, fixed_chain
 from service.models import RelayGeneration
@@ -35,6 +35,21 @@ class Peppers:
     def peppers(self) -> tuple[Pepper, ...]:
         """Return the peppers that numbers are looked up under, newest first."""
         return tuple(Pepper(g.number, g.secret, g.start) for g in self.ring.generations())
+
+    def destroy_old(self, now: datetime) -> list[int]:
+        """Destroy the peppers before the last in this host's file, and return their epochs.
+
+        A file that cannot be written is reported, and nothing is returned: a person has to (docs/keys.md).
+        """
+        last = naming(self.peppers(), now).epoch - 1
+        old = [epoch for epoch in self.ring if epoch < last]
+        if old:
+            try:
+                self.ring.keep(lambda epoch: epoch >= last)
+            except (OSError, Misconfigured):
+                log.error("old_key_not_destroyed", kind="pepper")
+                return []
+        return old
 
 
 # --- relay generations ----------------------------------------------------------------------------------
@@ -113,4 +128,5 @@ class Source:
         relay = sealing(relay_keys(tx, self.identity, self.first), now.astimezone(UTC).date())
         if before is not None and (relay is None or relay.generation < before.generation):
             relay = before
+        self.names.destroy_old(now)
         return relay, self.names.peppers()

@@ -350,6 +350,7 @@ BAD: dict[str, dict[str, Any]] = {
     "two custodians": {"custodians": {"a": "x"}},
     "no address": {"public_url": "here"},
     "no list": {"organisations": None},
+    "a password in an address": {"database_url": "postgresql://hotline:word@db/hotline"},
 }
 
 

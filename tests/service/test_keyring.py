@@ -79,10 +79,19 @@ def test_a_change_is_read_without_a_restart_and_a_broken_one_leaves_the_last(pat
         Keyring(path, "x")
 
 
+def test_a_generation_that_is_added_meanwhile_is_not_dropped(path: Path) -> None:
+    """Two who change a file at once: each begins from what it holds at that moment."""
+    new = Generation(3, SUMMER, b"c" * 32)
+    first, second = Keyring(path, "x"), Keyring(path, "x")
+    first.change(lambda held: [new, *held])
+    second.keep(lambda number: number > 1)
+    assert list(second) == list(first) == [3, 2]
+
+
 def test_what_is_not_kept_is_overwritten_before_it_is_removed(path: Path) -> None:
     ring = Keyring(path, "x")
     with path.open("rb") as held:  # the old file's bytes, whatever name it has
-        ring.keep([2])
+        ring.keep(lambda number: number == 2)
         assert list(ring) == [2]
         assert ("61" * 32).encode() not in held.read()
     assert [file.name for file in path.parent.iterdir()] == [path.name]

@@ -17,6 +17,7 @@ from sqlmodel import col
 from service import carrying, numbers
 from service.carrying import GRACE, Carrying
 from service.db import Sessions, Writer, open_database, write
+from service.draft import Pepper
 from service.errors import BadNote, CannotOpen
 from service.keyring import BEGINNING, Generation, Keyring, write_keyring
 from service.ledger.events import fixed_chain
@@ -273,8 +274,7 @@ def test_without_carrying_it_would_be_orphaned(keys: Keys, monkeypatch: pytest.M
     for _ in range(2):
         keys.new_pepper()
         keys.later(31 * DAY)
-    ring = keys.names.ring
-    ring.keep([3, 2])
+    keys.names.destroy_old(keys.now)
     [later] = keys.receive(a_tip("Two.", sender=number, received_at=keys.now))
     assert later.tip != first.tip
 
@@ -312,6 +312,40 @@ def test_the_destroyed_pepper_names_nothing_that_is_left(keys: Keys) -> None:
     assert 1 not in keys.names.ring
     assert pepper.hex() not in (keys.folder / "phone.pepper").read_text()
     assert boxes.phone_name(pepper, number) not in [contact.pseudonym for contact in keys.contacts()]
+
+
+def test_a_contact_that_is_erased_while_its_next_tip_is_written_is_not_taken(keys: Keys) -> None:
+    """The worker erases a contact between its look-up and the new tip: the tip gets a contact of its own."""
+    number = a_number()
+    [first] = keys.receive(a_tip("One.", sender=number, received_at=keys.now))
+    drop_jobs(keys)
+    closed(keys, first.tip)
+    keys.later(60 * DAY)
+    writer = Writer(keys.world.sessions)
+    intake = keys.world.intake(writer, peppers=[*keys.names.peppers(), Pepper(9, bytes(32), keys.now + DAY)])
+    real = intake._insert_for
+
+    def erased_first(tx: Any, *given: Any, **more: Any) -> Any:
+        intake._insert_for = real  # type: ignore[method-assign]
+        tx.execute(text("UPDATE contact SET pseudonym = NULL, key_sealed = NULL, number_sealed = NULL"))
+        return real(tx, *given, **more)
+
+    intake._insert_for = erased_first  # type: ignore[method-assign]
+    receipt = asyncio.run(intake.receive(a_tip("Two.", sender=number, received_at=keys.now)))
+    writer.close()
+    with keys.world.sessions.read() as session:
+        contact = session.get_one(Contact, session.get_one(Tip, receipt.tip).contact)
+    assert contact.number_sealed is not None
+    assert contact.pseudonym is not None
+
+
+def test_the_public_process_destroys_the_peppers_before_the_last_on_its_own_host(keys: Keys) -> None:
+    for _ in range(2):
+        keys.later(31 * DAY)
+        keys.new_pepper()
+    assert list(keys.names.ring) == [3, 2, 1]
+    keys.receive(a_tip(sender=a_number(), received_at=keys.now))
+    assert list(keys.names.ring) == [3, 2]
 
 
 # --- under load ---
