@@ -117,7 +117,8 @@ def main(arguments: list[str], talk: Talk | None = None) -> int:
     folder = options.folder.resolve()
     made = Installation(folder, (options.offline or folder / "offline").resolve(), talk or Talk())
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o755)  # each folder of keys in it is for its own user alone
+        (folder / "data").mkdir(exist_ok=True, mode=0o770)
         found(made, options.answers)
     except Misconfigured:
         raise
@@ -161,10 +162,11 @@ def ask(made: Installation, answers: Path | None) -> bool:
         given = json.loads(answers.read_text()) if answers else _asked(made.talk)
     except (OSError, ValueError):
         raise Invalid(f"{answers} is not a file of answers") from None
-    given["database_url"] = given.get("database_url") or f"sqlite:///{made.folder / 'hotline.db'}"
+    given["database_url"] = given.get("database_url") or f"sqlite:///{made.folder / 'data' / 'hotline.db'}"
     made.plan = checked(given)
     draft = kept.with_name("answers.json.new")
     draft.write_text(json.dumps(given, ensure_ascii=False, indent=1) + "\n")
+    draft.chmod(0o600)
     draft.replace(kept)
     return True
 
@@ -466,6 +468,10 @@ def afterwards(made: Installation) -> str:
     lines += [f"   Both officers write down the cards file's SHA-256: {made.cards.sha256}"]
     lines += ["2. Give each process a user of its own, who alone reads its folder:"]
     lines += [f"     chown -R {user} {made.folder / 'keys' / process}" for process, user in users.items()]
+    if made.plan["database_url"].startswith("sqlite"):
+        data = made.folder / "data"
+        lines += ["   All three write the database, and nobody else: a group of theirs, and umask 007 for each."]
+        lines += [f"     chgrp -R GROUP {data} && chmod 2770 {data} && chmod 660 {data}/hotline.db*"]
     lines += ["3. Start them, each as its user (docs/operating.md, docs/containers.md):"]
     for command in ("serve public", "serve staff", "worker"):
         name = command.split()[-1]

@@ -186,7 +186,7 @@ def show(_options: argparse.Namespace, talk: Talk) -> None:
         found = how_far[card.unit]
         left = found.total - found.moved
         moving = f"; {left} of {found.total} open cases are still under an older key (unit-move)" if left else ""
-        talk.say(f"  {card.unit}, {card.kind} of {card.organisation}, generation {card.generation}: ")
+        talk.say(f"  {card.unit}, {card.kind} of {card.organisation}, generation {card.generation}:")
         talk.say(f"    {recovering.fingerprint(card.public)}{moving}")
     talk.say("  recovery: " + (recovering.fingerprint(cards.recovery) if cards.recovery else "NONE (recovery-make)"))
     for key in keys[:2]:

@@ -58,7 +58,7 @@ def ask(scene: Rehearsal, *arguments: str, as_process: str = "", answer: str = "
 
 
 def events(scene: Rehearsal) -> list[str]:
-    sessions = open_database(f"sqlite:///{scene.host / 'hotline.db'}")
+    sessions = open_database(f"sqlite:///{scene.host / 'data' / 'hotline.db'}")
     with sessions.read() as session:
         chain = select(col(LedgerEvent.type)).where(col(LedgerEvent.case) == fixed_chain("keys"))
         found = list(session.scalars(chain.order_by(col(LedgerEvent.seq))).all())
@@ -316,7 +316,7 @@ def test_a_founding_that_is_interrupted_anywhere_goes_on_and_makes_nothing_twice
 
 def check_whole(folder: Path) -> None:
     scene, _ = a_scene(folder)
-    sessions = open_database(f"sqlite:///{scene.host / 'hotline.db'}")
+    sessions = open_database(f"sqlite:///{scene.host / 'data' / 'hotline.db'}")
     with sessions.read() as session:
         assert sorted(session.scalars(select(Member.account)).all()) == ["first.overseer", "first.screener"]
         assert sorted(session.scalars(select(UnitGrant.unit)).all()) == ["oversight", "screening"]
@@ -360,7 +360,7 @@ def test_answers_that_found_nothing_safe_are_refused_before_anything_is_made(
 ) -> None:
     assert found(tmp_path, **BAD[what]) == 1
     assert capsys.readouterr().err.startswith("hotline init: ")
-    assert list((tmp_path / "host").iterdir()) == []
+    assert [path.name for path in (tmp_path / "host").rglob("*")] == ["data"]
     assert not (tmp_path / "machine-without-a-network").exists()
 
 
