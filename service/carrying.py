@@ -16,7 +16,7 @@ from sqlmodel import Session, col
 from service import outbox
 from service.db import Sessions, Tx, write
 from service.draft import Pepper, naming
-from service.errors import CannotOpen, Misconfigured
+from service.errors import CannotOpen
 from service.keyring import Keyring
 from service.ledger.events import SYSTEM, EventType, Ledger, NewEvent, StateClass, append, fixed_chain
 from service.models import Case, Contact, JobState, LedgerEvent, OutboxJob, State, Tip
@@ -73,8 +73,7 @@ class Carrying:
     def round(self, now: datetime) -> int:
         """Move, erase and destroy what is due at `now`; return how many contacts were moved or erased."""
         with self.sessions.read() as session:
-            keys = relay_keys(session, self.identity, self.first)
-            relay = sealing(keys, now.astimezone(UTC).date())
+            relay = sealing(relay_keys(session, self.identity, self.first), now.astimezone(UTC).date())
             pepper = naming(self.names.peppers(), now)
             behind = self._behind(relay, pepper, now)
             waiting = session.scalars(select(col(Contact.id)).where(behind).limit(BATCH)).all()
@@ -84,7 +83,7 @@ class Carrying:
         )
         erased = outbox.each(self.sessions, [partial(self._erase, contact=c, now=now) for c in over])
         if not waiting:
-            self._destroy_relay(keys, relay, now)
+            self._destroy_relay(relay, now)
             self._destroy_peppers(now)
         return moved + erased
 
@@ -156,19 +155,15 @@ class Carrying:
         append(tx, self.ledger, fixed_chain("system"), [event])
         return True
 
-    def _destroy_relay(self, keys: Sequence[RelayKey], relay: RelayKey | None, now: datetime) -> None:
+    def _destroy_relay(self, relay: RelayKey | None, now: datetime) -> None:
         if relay is None or relay.generation not in self.privates:
             return
         begun = datetime(relay.start.year, relay.start.month, relay.start.day, tzinfo=UTC)
-        old = [number for number in self.privates if number < relay.generation]
-        if not old or now < begun + GRACE:
+        if now < begun + GRACE:
             return
-        try:
-            self.privates.keep(lambda number: number >= relay.generation)
-        except (OSError, Misconfigured):  # mounted read-only: a person has to (docs/keys.md)
-            log.error("old_key_not_destroyed", kind="relay")
-            return
-        self._say(EventType.RELAY_ROTATED, old, now)
+        old = self.privates.keep(lambda number: number >= relay.generation)
+        if old:
+            self._say(EventType.RELAY_ROTATED, old, now)
 
     def _destroy_peppers(self, now: datetime) -> None:
         old = self.names.destroy_old(now)

@@ -18,8 +18,12 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
+import structlog
+
 from service.config import read_secret
 from service.errors import Misconfigured
+
+log = structlog.get_logger("keyring")
 
 KEY = 32
 BEGINNING = datetime(2000, 1, 1, tzinfo=UTC)
@@ -107,6 +111,7 @@ class Keyring(Mapping[int, bytes]):
     def __init__(self, path: Path | None, name: str, *, first: Callable[[], int] = lambda: 1) -> None:
         self.path, self._name, self._first = path, name, first
         self._seen: tuple[int, ...] = ()
+        self._reported: list[int] = []
         self._generations: tuple[Generation, ...] = ()
         self._generations = self.generations()
 
@@ -145,9 +150,22 @@ class Keyring(Mapping[int, bytes]):
         finally:
             os.close(folder)
 
-    def keep(self, numbers: Callable[[int], bool]) -> None:
-        """Destroy every generation whose number does not pass `numbers`. Raises as `change` does."""
-        self.change(lambda held: [generation for generation in held if numbers(generation.number)])
+    def keep(self, numbers: Callable[[int], bool]) -> list[int]:
+        """Destroy every generation whose number does not pass `numbers`, and return those that are gone.
+
+        A file that cannot be written is reported once, and nothing is returned: a person has to (docs/keys.md).
+        """
+        old = [number for number in self if not numbers(number)]
+        if not old:
+            return []
+        try:
+            self.change(lambda held: [generation for generation in held if numbers(generation.number)])
+        except (OSError, Misconfigured):
+            if old != self._reported:
+                log.error("old_key_not_destroyed", setting=self._name)
+            self._reported = old
+            return []
+        return old
 
     def __getitem__(self, number: int) -> bytes:
         """Return the secret of a generation. Raises KeyError for one that is not there."""

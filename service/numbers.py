@@ -13,7 +13,7 @@ from sqlmodel import Session
 
 from service.db import Tx
 from service.draft import Pepper, naming
-from service.errors import BadNote, Misconfigured
+from service.errors import BadNote
 from service.keyring import Keyring
 from service.ledger.events import SYSTEM, EventType, Ledger, NewEvent, StateClass, append, fixed_chain
 from service.models import RelayGeneration
@@ -37,19 +37,9 @@ class Peppers:
         return tuple(Pepper(g.number, g.secret, g.start) for g in self.ring.generations())
 
     def destroy_old(self, now: datetime) -> list[int]:
-        """Destroy the peppers before the last in this host's file, and return their epochs.
-
-        A file that cannot be written is reported, and nothing is returned: a person has to (docs/keys.md).
-        """
+        """Destroy the peppers before the last in this host's file, and return their epochs."""
         last = naming(self.peppers(), now).epoch - 1
-        old = [epoch for epoch in self.ring if epoch < last]
-        if old:
-            try:
-                self.ring.keep(lambda epoch: epoch >= last)
-            except (OSError, Misconfigured):
-                log.error("old_key_not_destroyed", kind="pepper")
-                return []
-        return old
+        return self.ring.keep(lambda epoch: epoch >= last)
 
 
 # --- relay generations ----------------------------------------------------------------------------------
