@@ -15,11 +15,12 @@ from sqlalchemy import select, text, update
 from service.canonical import canonical
 from service.db import Tx
 from service.errors import HeadMoved
+from service.ledger.merkle import EMPTY_ROOT
+from service.ledger.merkle import leaf_hash as leaf_hash
 from service.models import LedgerEffect, LedgerEvent, LedgerField, LedgerHead, LedgerPending, LedgerState
 from service.vault import blobs, boxes
 
 MAGIC = b"bamboo/1"
-EMPTY_ROOT = hashlib.sha256(b"").digest()
 NO_EVENT = bytes(32)
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
@@ -206,11 +207,6 @@ def make_leaf(c: bytes, s: bytes, t: bytes, anchor_size: int) -> bytes:
     if not len(c) == len(s) == len(t) == 32:
         raise ValueError("C, S and T have 32 bytes each")
     return MAGIC + c + s + t + anchor_size.to_bytes(8, "big")
-
-
-def leaf_hash(leaf: bytes) -> bytes:
-    """Return the leaf's hash, 32 bytes (RFC 6962 section 2.1)."""
-    return hashlib.sha256(b"\x00" + leaf).digest()
 
 
 def utc_seconds(moment: datetime) -> str:
