@@ -20,11 +20,16 @@ HotlineError
 │   └── WrongState           this step does not start from the present state
 ├── Unavailable              try again, nothing was stored                    503
 │   ├── StorageUnavailable   the database did not take it
-│   └── Busy                 too many at once
+│   ├── Busy                 too many at once
+│   └── LedgerHalted         the history does not fit together: what ends or weakens a case waits
 ├── CarrierFault             a text that we wanted to send                   502
 │   ├── NotSent              certainly not sent: the provider was not reached, or asked for patience
 │   ├── Refused              certainly not sent, and will not be: the provider says no
 │   └── Unclear              nobody knows: the request left and no answer came
+├── LedgerFault              what the ledger does not take                    500
+│   ├── Stale                the signer stands elsewhere than the tree that asks it
+│   ├── Fork                 another history than the one that was signed
+│   └── NotLeading           somebody else leads the sequencer now
 └── VaultError               a box, note or card that cannot be trusted       500
     ├── CannotOpen           wrong key, wrong place or a changed byte
     ├── BadNote              a signed note that is malformed or not signed by the key asked for
@@ -130,6 +135,10 @@ class Busy(Unavailable):
     """Too many requests at once."""
 
 
+class LedgerHalted(Unavailable):
+    """The ledger is halted. What ends or weakens a case waits until it is repaired."""
+
+
 class CarrierFault(HotlineError):
     """A text was not sent, or may not have been."""
 
@@ -152,6 +161,26 @@ class Refused(CarrierFault):
 
 class Unclear(CarrierFault):
     """The request left and no answer came: sent or not, nobody knows. Never send again."""
+
+
+class LedgerFault(HotlineError):
+    """The ledger does not take this."""
+
+
+class Stale(LedgerFault):
+    """The signer stands at another size than the tree that asks it."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the signer stands at {size}")
+        self.size = size  # its last
+
+
+class Fork(LedgerFault):
+    """This is another history than the one that was signed."""
+
+
+class NotLeading(LedgerFault):
+    """Somebody else leads the sequencer now."""
 
 
 class VaultError(HotlineError):

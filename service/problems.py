@@ -13,6 +13,7 @@ STATUS: dict[type[errors.HotlineError], int] = {
     errors.Conflict: 409,
     errors.Unavailable: 503,
     errors.CarrierFault: 502,
+    errors.LedgerFault: 500,
     errors.VaultError: 500,
 }
 
