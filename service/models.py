@@ -866,6 +866,7 @@ class LedgerEffect(SQLModel, table=True):
     __tablename__ = "ledger_effect"
     eid: str = Field(primary_key=True, foreign_key="ledger_event.eid", sa_type=Word)
     action: bytes
+    done_at: datetime | None = Field(default=None, sa_type=Utc)  # when it was run, or found to be wanted no more
 
 
 class LedgerPending(SQLModel, table=True):
@@ -891,3 +892,48 @@ class LedgerState(SQLModel, table=True):
     witnessed_size: int
     witnessed_root: bytes
     halted: bool
+
+
+class LedgerLeaf(SQLModel, table=True):
+    """A leaf at its place in the tree, for ever: of an event, a cover leaf with its number, or neither: a lost one."""
+
+    __tablename__ = "ledger_leaf"
+    idx: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    leaf: bytes
+    eid: str | None = Field(default=None, unique=True, sa_type=Word)
+    cover_n: int | None = Field(default=None, unique=True)
+
+
+class LedgerTile(SQLModel, table=True):
+    """Hashes of a tile, joined; the last one of a level grows. Its narrower forms are its beginnings."""
+
+    __tablename__ = "ledger_tile"
+    level: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    n: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    hashes: bytes
+
+
+class LedgerCheckpoint(SQLModel, table=True):
+    """A signed head that was published. Never changed; its witnesses' lines stand beside it."""
+
+    __tablename__ = "ledger_checkpoint"
+    size: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    note: str
+    at: datetime = Field(sa_type=Utc)
+
+
+class LedgerCosignature(SQLModel, table=True):
+    """A witness's first line under a checkpoint. name: of the witness's key."""
+
+    __tablename__ = "ledger_cosignature"
+    size: int = Field(primary_key=True, foreign_key="ledger_checkpoint.size", sa_column_kwargs={"autoincrement": False})
+    name: str = Field(primary_key=True, sa_type=Word)
+    line: str
+
+
+class LedgerPromise(SQLModel, table=True):
+    """The log's signed word that an event will be in the tree, where it could not be so at once."""
+
+    __tablename__ = "ledger_promise"
+    eid: str = Field(primary_key=True, foreign_key="ledger_event.eid", sa_type=Word)
+    note: str
