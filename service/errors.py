@@ -29,7 +29,8 @@ HotlineError
 ├── LedgerFault              what the ledger does not take                    500
 │   ├── Stale                the signer stands elsewhere than the tree that asks it
 │   ├── Fork                 another history than the one that was signed
-│   └── NotLeading           somebody else leads the sequencer now
+│   ├── NotLeading           somebody else leads the sequencer now
+│   └── CheckFailed          the stored ledger does not fit together
 └── VaultError               a box, note or card that cannot be trusted       500
     ├── CannotOpen           wrong key, wrong place or a changed byte
     ├── BadNote              a signed note that is malformed or not signed by the key asked for
@@ -181,6 +182,14 @@ class Fork(LedgerFault):
 
 class NotLeading(LedgerFault):
     """Somebody else leads the sequencer now."""
+
+
+class CheckFailed(LedgerFault):
+    """The stored ledger does not fit together."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the ledger does not fit together: {reason}")
+        self.reason = reason  # one word of ours
 
 
 class VaultError(HotlineError):

@@ -77,6 +77,7 @@ class EventType(StrEnum):
     LOWERING_APPROVED = "triage:lowering:approved"
     LOWERING_REFUSED = "triage:lowering:refused"
     LOWERING_LAPSED = "triage:lowering:lapsed"
+    LOWERING_EFFECTIVE = "triage:lowering:effective"
     ENGINE_FAILED = "triage:engine:failed"
     ASKS_SENT = "triage:asks:sent"
     CLOCK_SET = "clock:deadline:set"
@@ -124,6 +125,13 @@ class EventType(StrEnum):
     RULES_RATIFIED = "rules:version:ratified"
     RULES_REFUSED = "rules:version:refused"
     RULES_LAPSED = "rules:version:lapsed"
+    VALUE_ERASED = "data:value:erased"
+    CENSUS_TAKEN = "ledger:census:taken"
+    CHECK_FAILED = "ledger:check:failed"
+    SIGNER_REFUSED = "ledger:signer:refused"
+    WITNESS_REFUSED = "ledger:witness:refused"
+    WITNESS_BACK = "ledger:witness:back"
+    INCIDENT_OPENED = "ledger:incident:opened"
     CODE_STARTED = "system:code:started"
     SCHEMA_MIGRATED = "system:schema:migrated"
 
@@ -207,6 +215,13 @@ def make_leaf(c: bytes, s: bytes, t: bytes, anchor_size: int) -> bytes:
     if not len(c) == len(s) == len(t) == 32:
         raise ValueError("C, S and T have 32 bytes each")
     return MAGIC + c + s + t + anchor_size.to_bytes(8, "big")
+
+
+def cover_leaf(key: bytes, n: int, anchor_size: int) -> bytes:
+    """Return cover leaf number `n`, 112 bytes: noise to everybody without `key`, provable with it (ledger.md 1)."""
+    message = b"bamboo/cover/v1\x00" + n.to_bytes(4, "big")
+    c, s, t = (hmac.digest(key, message + bytes([j]), "sha256") for j in range(3))
+    return make_leaf(c, s, t, anchor_size)
 
 
 def utc_seconds(moment: datetime) -> str:
