@@ -145,6 +145,29 @@ def raise_level(
     return next_due(tx, case)
 
 
+def lower_level(
+    tx: Tx, case: Case, level: str, *, claim: timedelta, act: timedelta, now: datetime
+) -> tuple[datetime, str]:
+    """Give running deadlines the targets of a calmer level, counted from receipt; return the next one.
+
+    level: the new one. claim, act: its targets (triage.md section 10). None comes earlier by it, and one that is past
+    stays past, with its ladder: a breach is not healed.
+    """
+    targets = {ClockKind.CLAIM.value: claim, ClockKind.ACT.value: act}
+    for clock in tx.scalars(select(Clock).where(col(Clock.case) == case.id, RUNNING)).all():
+        target = targets.get(clock.kind)
+        if target is None or clock.due_at <= now:
+            continue
+        clock.due_at = max(clock.due_at, case.received_hour + target)
+        if clock.span is not None:
+            clock.span = int(target.total_seconds())
+            clock.step = first_step(level)
+            clock.next_at = step_at(clock.step, clock.due_at, clock.span)
+            _leave_out_reminders(clock, now)
+    tx.flush()
+    return next_due(tx, case)
+
+
 def run_again(tx: Tx, case: Case, now: datetime) -> tuple[datetime, str]:
     """Let the claim clock of a case that nobody holds any more run again; return the next deadline.
 

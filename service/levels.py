@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
@@ -31,6 +32,7 @@ from service.cases import (
     unmoved,
     wall,
 )
+from service.clocks import lower_level
 from service.db import Tx
 from service.decisions import (
     WALL_ROUTE,
@@ -365,6 +367,33 @@ def refuse(
     lowering.state = LoweringState.REFUSED
     tx.flush()
     change(tx, judge.ledger, case, [_lowering_event(EventType.LOWERING_REFUSED, viewer, case, lowering, now, why)])
+
+
+def take_effect(
+    tx: Tx,
+    action: Mapping[str, Any],
+    now: datetime,
+    *,
+    ledger: Ledger,
+    claim_targets: Sequence[timedelta],
+    act_targets: Sequence[timedelta],
+) -> None:
+    """Lower a case's level, now that witnesses have seen that all agreed (ledger.md section 6). Safe to run twice.
+
+    action: of the event that `agree` wrote. Nothing happens if it was refused, or lapsed, meanwhile.
+    """
+    lowering = tx.get(Lowering, UUID(action["lowering"]))
+    case = tx.get(Case, UUID(action["case"]))
+    if lowering is None or case is None or lowering.case != case.id or lowering.state != LoweringState.APPROVED:
+        return
+    if case.state == State.CLOSED or case.level >= lowering.after:
+        return
+    lowering.state = LoweringState.EFFECTIVE
+    claim, act = claim_targets[RANK[lowering.after]], act_targets[RANK[lowering.after]]
+    due_at, due_kind = lower_level(tx, case, lowering.after, claim=claim, act=act, now=now)
+    fields = {"lowering": lowering.id.hex, "before": case.level, "after": lowering.after}
+    event = NewEvent(EventType.LOWERING_EFFECTIVE, now, SYSTEM, state_class(case.state), due_at, fields)
+    change(tx, ledger, case, [event], level=lowering.after, due_at=due_at, due_kind=due_kind)
 
 
 def may_not_sign(session: Session, viewer: Viewer, case: Case, lowering: Lowering) -> str | None:

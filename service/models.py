@@ -146,6 +146,7 @@ class LoweringState(StrEnum):
     APPROVED = "approved"  # signed by all who must; the level falls when the ledger's witnesses have seen it
     REFUSED = "refused"
     LAPSED = "lapsed"
+    EFFECTIVE = "effective"  # the level has fallen
 
 
 class NarrowingState(StrEnum):
@@ -700,7 +701,7 @@ class Reading(SQLModel, table=True):
 
 
 class Clock(SQLModel, table=True):
-    """A stored deadline, never moved later. It ends by being met or by lapsing.
+    """A stored deadline, moved later only by a lowering that witnesses have seen. It ends by being met or by lapsing.
 
     `step`: the next step of its ladder (`service.clocks`), taken at `next_at`; none is left when that is null.
     `span`: the target that the steps are counted in, seconds; null for a clock without ladder.
