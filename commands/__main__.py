@@ -29,6 +29,7 @@ COMMANDS = {
     "staff": "commands.staff",
     "keys": "commands.keys",
     "init": "commands.init",
+    "ledger": "commands.ledger",
     "lint": "commands.lint",
 }
 

@@ -18,6 +18,7 @@ from sqlmodel import col
 from commands import demo_cast as cast
 from commands.demo_cast import Claimed, HandedOn, Opened, Person, Story, Told
 from commands.demo_folder import DATABASE, KEYS
+from commands.sequencing import make_signer
 from service import cases, ceremony, ladder, reading, staff
 from service.ceremony import Founding
 from service.clocks import RUNNING
@@ -96,6 +97,7 @@ def settle(folder: Path, *, public_url: str, now: datetime, say: Say) -> dict[st
     founding = ceremony.found(cast.PLANS, now=now)  # of today, for a relay key lives 30 days
     named = ceremony.write_files(founding, folder / KEYS, twilio_token=token_hex(16), twilio_api_key=token_hex(16))
     named |= ceremony.public_files(folder / KEYS) | ceremony.worker_files(folder / KEYS)
+    named |= make_signer(folder / KEYS / "ledger", settings.origin)
     database_url = f"sqlite:///{folder / DATABASE}"
     migrate(database_url)
     stories = cast.read_stories()

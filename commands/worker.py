@@ -17,6 +17,7 @@ from sqlalchemy import func, select
 from sqlmodel import col
 
 from commands.custody import refuse_foreign_secrets
+from commands.sequencing import build_sequencer
 from commands.serve import (
     leave_no_core,
     open_ready_database,
@@ -26,7 +27,7 @@ from commands.serve import (
     read_relay,
     say_started,
 )
-from service import cases, erasing, ladder, logs, mailbox, metrics, publishing, shadow
+from service import cases, erasing, ladder, levels, logs, mailbox, metrics, publishing, shadow
 from service.carrying import Carrying
 from service.config import Settings, read_secret, settings_from_environment
 from service.copies import Copies
@@ -36,6 +37,7 @@ from service.keyring import Keyring
 from service.ladder import SUPERVISOR, Watch
 from service.ledger.events import Ledger
 from service.levels import Judge
+from service.ledger.sequencer import BATCH, PUBLISH_EVERY, Effect, Sequencer
 from service.models import Sign
 from service.numbers import relay_keys, sealing
 from service.relay import Relay
@@ -132,6 +134,7 @@ class Worker:
     judge: Judge
     carrying: Carrying
     now: Callable[[], datetime]
+    sequencer: Sequencer | None = None  # None where the ledger does not run in this process
 
     def run(self, stopping: threading.Event) -> None:
         """Work until `stopping`. What fails is logged and tried again: one broken duty does not stop the others."""
@@ -152,6 +155,9 @@ class Worker:
             "numbers": _Duty(self.carry_numbers, 20.0),
             "erasures": _Duty(self.erase, 3600.0),
         }
+        if self.sequencer is not None:
+            duties["ledger"] = _Duty(self.integrate, 1.0)
+            duties["checkpoints"] = _Duty(self.publish, PUBLISH_EVERY.total_seconds())
         threads = [threading.Thread(target=duty.repeat, args=(name, stopping)) for name, duty in duties.items()]
         for thread in threads:
             thread.start()
@@ -159,7 +165,19 @@ class Worker:
         for thread in threads:
             thread.join()
         pool.shutdown()
+        if self.sequencer is not None:
+            self.sequencer.step_down()
         self.sessions.close()
+
+    def integrate(self) -> int:
+        """Take pending leaves into the ledger's tree; return how many, if there are certainly more: a full batch."""
+        taken = self.sequencer.round() if self.sequencer is not None else 0
+        return taken if taken >= BATCH else 0
+
+    def publish(self) -> None:
+        """Publish the ledger's head, have it witnessed, and run what then takes effect."""
+        if self.sequencer is not None and self.sequencer.publish():
+            write(self.sessions, partial(metrics.seen, name=metrics.PUBLISHED, at=self.now()))
 
     def alive(self, vital: Iterable["_Duty"]) -> None:
         """Leave a sign that a worker lives: that people are told and texts go out, not that there is a process."""
@@ -259,6 +277,9 @@ def build(settings: Settings) -> Worker:
     targets = settings.claim_targets, settings.act_targets
     say_started(settings, sessions, ledger, "worker", cards)
     now = SteadyTime()
+    sequencer = build_sequencer(settings, sessions, ledger, now=now, effects=effects_of(settings, ledger))
+    if sequencer is None:
+        print("The ledger does not run in this worker: what happens is kept, and not yet provable.", file=sys.stderr)
     return Worker(
         sessions=sessions,
         relay=Relay(sessions, ledger, carrier, row_key, privates, settings.duty, now),
@@ -268,7 +289,14 @@ def build(settings: Settings) -> Worker:
         rules=open_rules(sessions, release),
         judge=Judge(ledger, cards, row_key, release, *targets),
         now=now,
+        sequencer=sequencer,
     )
+
+
+def effects_of(settings: Settings, ledger: Ledger) -> dict[str, Effect]:
+    """Return what is done once it is witnessed, by its name in the action of an event."""
+    claim, act = settings.claim_targets, settings.act_targets
+    return {"lower": partial(levels.take_effect, ledger=ledger, claim_targets=claim, act_targets=act)}
 
 
 def newest_relay(sessions: Sessions, cards: Cards, first: RelayKey, privates: Mapping[int, bytes]) -> RelayKey:

@@ -144,6 +144,7 @@ def worker_files(directory: Path) -> dict[str, str]:
         "RELAY_IDENTITY": "relay.identity",
         "TWILIO_API_KEY": "twilio.key",
         "PHONE_PEPPER": "phone.pepper",
+        "COVER_KEY": "cover.key",
     }
     return {f"HOTLINE_{setting}_FILE": str(directory / name) for setting, name in names.items()}
 

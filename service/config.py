@@ -61,6 +61,19 @@ class Settings(BaseSettings):
     keys_dir: Path | None = None
     """Where the keys of all processes of this host lie; a process that can read another's there does not start."""
 
+    ledger_vkey: str = ""
+    """The log's verifier key, as ``hotline ledger init`` prints it: what heads and promises are checked with."""
+    ledger_signer_dir: Path | None = None
+    """Key and memory of a signer inside the worker: the demo's way."""
+    ledger_signer_socket: Path | None = None
+    """The socket of ``hotline ledger signer``, a process and user of its own."""
+    ledger_elsewhere: bool = False
+    """Whether another host's worker leads the sequencer, because the signer is there."""
+    ledger_policy_file: Path | None = None
+    ledger_seen_dir: Path | None = None
+    """Checkpoints seen before, as files: a tree behind one of them halts the ledger."""
+    cover_key_file: Path | None = None
+
     emergency_numbers: Annotated[tuple[str, ...], NoDecode] = ("1280 Child helpline", "117 Police")
     ruleset_file: Path = ROOT / "service" / "triage" / "rules" / "kh-hotline-triage.yaml"
     lexicon_dir: Path = ROOT / "service" / "triage" / "lexicon"

@@ -14,11 +14,12 @@ from sqlmodel import Session, col
 
 from service.db import Sessions, Tx
 from service.errors import HotlineError
-from service.models import Case, JobState, LedgerPending, OutboxJob, Sign
+from service.models import Case, JobState, LedgerPending, LedgerState, OutboxJob, Sign
 
 GOOD_SIGNATURE = "twilio_signature_good"
 BAD_SIGNATURE = "twilio_signature_bad"
 WORKER = "worker"  # the sign by which others see that a worker lives
+PUBLISHED = "ledger_published"  # when a head of the ledger was published; more than five minutes ago is an alarm
 
 
 def seen(tx: Tx, name: str, at: datetime) -> None:
@@ -70,6 +71,8 @@ def _figures(session: Session, now: datetime) -> Iterable[Metric]:
     yield jobs
     pending = session.scalar(select(func.count()).select_from(LedgerPending))
     yield GaugeMetricFamily("hotline_ledger_pending", "leaves not integrated yet", value=pending or 0)
+    stopped = bool(session.scalar(select(col(LedgerState.halted))))
+    yield GaugeMetricFamily("hotline_ledger_halted", "1 while the ledger is halted", value=int(stopped))
     ages = GaugeMetricFamily("hotline_seconds_since", "age of what was last seen", labels=["what"])
     for sign in session.scalars(select(Sign)).all():
         ages.add_metric([sign.name], max(0.0, (now - sign.at).total_seconds()))

@@ -208,6 +208,7 @@ def working(installation: Installation, url: str) -> Iterator[None]:
         **installation.environments["staff"],
         **ceremony.worker_files(keys),
         "HOTLINE_DATABASE_URL": url,
+        "HOTLINE_LEDGER_ELSEWHERE": "true",
         "HOTLINE_TWILIO_ACCOUNT_SID": ACCOUNT,
         "HOTLINE_TWILIO_NUMBERS": NUMBER,
         "HOTLINE_TWILIO_API_KEY_SID": "SK" + "0" * 32,

@@ -125,7 +125,6 @@ class EventType(StrEnum):
     RULES_RATIFIED = "rules:version:ratified"
     RULES_REFUSED = "rules:version:refused"
     RULES_LAPSED = "rules:version:lapsed"
-    VALUE_ERASED = "data:value:erased"
     CENSUS_TAKEN = "ledger:census:taken"
     CHECK_FAILED = "ledger:check:failed"
     SIGNER_REFUSED = "ledger:signer:refused"

@@ -294,14 +294,17 @@ class Sequencer:
 
     # --- each minute ------------------------------------------------------------------------------------
 
-    def publish(self) -> None:
-        """P1 to P4: keep the signed head as a checkpoint, offer it, publish it, run what a quorum has now seen."""
+    def publish(self) -> bool:
+        """P1 to P4: keep the signed head as a checkpoint, offer it, publish it, run what a quorum has now seen.
+
+        Returns whether a head was published.
+        """
         epoch = self._epoch
         if epoch is None:
-            return
+            return False
         head = write(self.sessions, partial(_keep_checkpoint, epoch=epoch, now=self.now()))
         if head is None:
-            return
+            return False
         size, note = head
         try:
             lines = list(self.witnesses.offer(note, partial(self._prove, size)))
@@ -310,12 +313,12 @@ class Sequencer:
                 led = tree.state_of(session).epoch == epoch
             if led:  # else another leader has gone on meanwhile, and the witness with it
                 self.halt("witness-ahead")
-            return
-        if self.policy is not None:
-            for line in lines:
-                self.take_line(size, line)
+            return False
+        for line in lines:
+            self.take_line(size, line)
         write(self.sessions, partial(_publish, size=size, epoch=epoch))
         self.settle()
+        return True
 
     def _prove(self, size: int, old: int) -> Sequence[bytes]:
         with self.sessions.read() as session:

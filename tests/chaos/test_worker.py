@@ -127,6 +127,7 @@ def two_workers(installation: Installation, address: str, variant: str) -> Itera
     known |= ceremony.worker_files(keys) | {
         "HOTLINE_TWILIO_API_URL": address,
         "HOTLINE_TWILIO_API_KEY_SID": KEY,
+        "HOTLINE_LEDGER_ELSEWHERE": "true",
         "HOTLINE_DUTY": json.dumps(duty),
     }
     workers = [Worker(installation, known, number, variant) for number in range(2)]

@@ -69,6 +69,7 @@ def installed(
         "HOTLINE_TWILIO_API_KEY_SID": KEY,
         "HOTLINE_TWILIO_NUMBERS": NUMBER,
         "HOTLINE_TWILIO_API_URL": "http://127.0.0.1:1",
+        "HOTLINE_LEDGER_ELSEWHERE": "true",
         "HOTLINE_DUTY": json.dumps(DUTY),
     }
     for name in [name for name in os.environ if name.startswith("HOTLINE_")]:
