@@ -1,17 +1,25 @@
-"""``hotline ledger``: set up the signer, run it apart."""
+"""``hotline ledger``: set up the signer, run it apart, check everything, copy the public log out."""
 
 import argparse
+import json
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
+from sqlalchemy import text
+
 from commands import sequencing
-from service import logs
-from service.config import settings_from_environment
-from service.errors import Misconfigured
+from commands.serve import open_ready_database
+from service import cases, logs
+from service.config import read_secret, settings_from_environment
+from service.errors import BadNote, LedgerFault, Misconfigured, NotFound, Unavailable
+from service.ledger import notes
+from service.ledger.export import export, verify_export
 from service.ledger.signer_socket import SignerServer
+from service.ledger.verify import Keys, Report, verify
 
 READY = "signer_ready"
 
@@ -75,8 +83,103 @@ def _signer(options: argparse.Namespace) -> int:
     return 0
 
 
+# --- verify, export -------------------------------------------------------------------------------------
+
+
+def _verify_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder", nargs="?", type=Path, metavar="DIR", help="a copy of the public log (default: the database)"
+    )
+    parser.add_argument("--policy", type=Path, metavar="FILE", help="whose signatures count; needed with DIR")
+    parser.add_argument(
+        "--seen",
+        type=Path,
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a checkpoint seen before; may be repeated",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    try:
+        seen = [path.read_bytes().decode() for path in options.seen]
+        report = _verify_folder(options, seen) if options.folder is not None else _verify_database(seen)
+    except (OSError, UnicodeDecodeError) as fault:
+        raise Misconfigured(f"cannot read {getattr(fault, 'filename', None) or 'a file'}") from None
+    except (BadNote, NotFound, LedgerFault, Unavailable) as fault:
+        raise Misconfigured(str(fault)) from None
+    if options.json:
+        print(json.dumps(report.as_json()))
+    else:
+        for found in report.faults:
+            print(found, file=sys.stderr)
+        lost = f", {len(report.lost)} leaves lost and named so" if report.lost else ""
+        print(f"{report.size} leaves, {report.witnessed} of them witnessed{lost}")
+        print(f"DOES NOT FIT, first at {report.faults[0]}" if report.faults else "good")
+    return 0 if report.good else 1
+
+
+def _verify_folder(options: argparse.Namespace, seen: list[str]) -> Report:
+    if options.policy is None:
+        raise Misconfigured("--policy is needed: a copy's own policy proves nothing")
+    return verify_export(options.folder, notes.parse_policy(options.policy.read_bytes().decode()), seen)
+
+
+def _verify_database(seen: list[str]) -> Report:
+    settings = settings_from_environment()
+    log = sequencing.read_log_key(settings)
+    signer = sequencing.signer_of(settings)
+    heads = [*seen, *sequencing.read_seen(settings), *([signer.head()] if signer is not None else [])]
+    keys = Keys(
+        log,
+        sequencing.read_policy(settings, log),
+        read_secret(settings.cover_key_file, "cover_key_file", length=32),
+        cases.state_class,
+        heads,
+    )
+    sessions = open_ready_database(settings)
+    try:
+        with sessions.read() as session:
+            if sessions.dialect == "postgresql":  # a long look at one moment, which changes nothing
+                session.execute(text("SET LOCAL statement_timeout = 0"))
+            return verify(session, keys, datetime.now(UTC))
+    finally:
+        sessions.close()
+
+
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where the files go; what is there already stays")
+    parser.add_argument(
+        "--receipts", type=Path, metavar="FILE", help="indices of leaves, one a line, to export receipts of"
+    )
+
+
+def _export(options: argparse.Namespace) -> int:
+    settings = settings_from_environment()
+    path = settings.ledger_policy_file
+    try:
+        policy = path.read_bytes().decode() if path is not None else None
+        wanted = [int(line) for line in options.receipts.read_text().split()] if options.receipts else []
+    except (OSError, ValueError):
+        raise Misconfigured("the policy or the file of indices cannot be read") from None
+    sessions = open_ready_database(settings)
+    try:
+        with sessions.read() as session:
+            size = export(session, options.folder, policy, wanted, datetime.now(UTC))
+    except NotFound as fault:
+        raise Misconfigured(str(fault)) from None
+    finally:
+        sessions.close()
+    print(f"{size} leaves in {options.folder}")
+    return 0
+
+
 Action = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
 ACTIONS: dict[str, Action] = {
     "init": ("make the log's key and the signer's memory, once", _init_options, _init),
     "signer": ("run the signer as a process of its own", _signer_options, _signer),
+    "verify": ("check the database, or a copy of the public log", _verify_options, _verify),
+    "export": ("copy the public log out as static files", _export_options, _export),
 }

@@ -38,6 +38,13 @@ def open_signer(folder: Path, origin: str) -> Signer:
     return Signer(origin, folder, read_secret(folder / KEY, "ledger_signer_dir", length=32))
 
 
+def signer_of(settings: Settings) -> Signing | None:
+    """Return the signer that the settings lead to, None where another host has it. Raises Misconfigured."""
+    if settings.ledger_signer_dir is not None:
+        return open_signer(settings.ledger_signer_dir, settings.origin)
+    return SignerClient(settings.ledger_signer_socket) if settings.ledger_signer_socket is not None else None
+
+
 def read_log_key(settings: Settings) -> Verifier:
     """Return the key that heads are checked with. Raises Misconfigured."""
     try:
@@ -91,8 +98,8 @@ def build_sequencer(
     Raises Misconfigured when neither is said, outside the demo: a history that is never signed proves nothing, and
     must not be so by forgetting a setting.
     """
-    signer_dir, socket = settings.ledger_signer_dir, settings.ledger_signer_socket
-    if signer_dir is None and socket is None:
+    signer = signer_of(settings)
+    if signer is None:
         if not (settings.ledger_elsewhere or settings.demo):
             raise Misconfigured(
                 "HOTLINE_LEDGER_SIGNER_SOCKET is not set (hotline ledger signer), nor HOTLINE_LEDGER_ELSEWHERE=true"
@@ -100,14 +107,8 @@ def build_sequencer(
             )
         return None
     log = read_log_key(settings)
-    signer: Signing
-    if signer_dir is not None:
-        signer = open_signer(signer_dir, settings.origin)
-        if signer.verifier != log:
-            raise Misconfigured("HOTLINE_LEDGER_VKEY does not belong to the key in HOTLINE_LEDGER_SIGNER_DIR")
-    else:
-        assert socket is not None
-        signer = SignerClient(socket)
+    if isinstance(signer, Signer) and signer.verifier != log:
+        raise Misconfigured("HOTLINE_LEDGER_VKEY does not belong to the key in HOTLINE_LEDGER_SIGNER_DIR")
     return Sequencer(
         sessions=sessions,
         ledger=ledger,

@@ -36,8 +36,8 @@ from service.errors import HotlineError, Misconfigured
 from service.keyring import Keyring
 from service.ladder import SUPERVISOR, Watch
 from service.ledger.events import Ledger
+from service.ledger.sequencer import BATCH, Effect, Sequencer
 from service.levels import Judge
-from service.ledger.sequencer import BATCH, PUBLISH_EVERY, Effect, Sequencer
 from service.models import Sign
 from service.numbers import relay_keys, sealing
 from service.relay import Relay
@@ -157,7 +157,7 @@ class Worker:
         }
         if self.sequencer is not None:
             duties["ledger"] = _Duty(self.integrate, 1.0)
-            duties["checkpoints"] = _Duty(self.publish, PUBLISH_EVERY.total_seconds())
+            duties["checkpoints"] = _Duty(self.publish, 1.0)
         threads = [threading.Thread(target=duty.repeat, args=(name, stopping)) for name, duty in duties.items()]
         for thread in threads:
             thread.start()
@@ -176,7 +176,7 @@ class Worker:
 
     def publish(self) -> None:
         """Publish the ledger's head, have it witnessed, and run what then takes effect."""
-        if self.sequencer is not None and self.sequencer.publish():
+        if self.sequencer is not None and self.sequencer.publish_if_due():
             write(self.sessions, partial(metrics.seen, name=metrics.PUBLISHED, at=self.now()))
 
     def alive(self, vital: Iterable["_Duty"]) -> None:

@@ -114,6 +114,7 @@ class Sequencer:
         self._covers: list[datetime] = []
         self._covered_until: datetime | None = None
         self._waiting: dict[int, datetime] = {}
+        self._published: datetime | None = None  # the minute
 
     @property
     def leads(self) -> bool:
@@ -293,6 +294,14 @@ class Sequencer:
             write(self.sessions, partial(_note_halt, ledger=self.ledger, reason=reason, now=self.now()))
 
     # --- each minute ------------------------------------------------------------------------------------
+
+    def publish_if_due(self) -> bool:
+        """Publish once a minute, when it begins; at once where this one has just begun to lead."""
+        minute = self.now().replace(second=0, microsecond=0)
+        if not self.leads or minute == self._published:
+            return False
+        self._published = minute
+        return self.publish()
 
     def publish(self) -> bool:
         """P1 to P4: keep the signed head as a checkpoint, offer it, publish it, run what a quorum has now seen.

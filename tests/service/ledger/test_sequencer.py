@@ -251,6 +251,19 @@ def test_a_head_is_published_witnessed_and_anchored(a_log: Log) -> None:
     assert len(rows(a_log, select(LedgerCosignature))) == 3
 
 
+def test_it_publishes_when_a_minute_begins_and_not_more_often(a_log: Log) -> None:
+    one = a_log.sequencer()
+    a_log.event()
+    assert not one.publish_if_due()  # nobody leads yet
+    one.round()
+    assert one.publish_if_due()
+    for seconds, published in ((5, False), (20, False), (5, True), (1, False), (60, True)):
+        a_log.later(seconds)
+        a_log.event()
+        one.round()
+        assert one.publish_if_due() is published
+
+
 def test_a_head_that_is_not_published_is_not_served(a_log: Log) -> None:
     one = a_log.sequencer()
     a_log.events(3)
