@@ -44,7 +44,7 @@ from service.models import (
     LedgerPromise,
     LedgerState,
 )
-from service.vault.note import Verifier
+from service.vault.note import Verifier, split_note
 
 log = structlog.get_logger("sequencer")
 
@@ -231,7 +231,7 @@ class Sequencer:
             state = tree.state_of(session)
             if self._signed is None:
                 self._signed = notes.open_checkpoint(self.signer.head(), self.log)
-            if state.note is not None and self._signed.size == state.size:
+            if self._signed.size == state.size == _noted(state):
                 return
             if self._signed.size > state.size:
                 raise CheckFailed("signer-ahead")
@@ -424,15 +424,18 @@ def _move(tx: Tx, epoch: int | None, *where: Any, **columns: Any) -> None:
         raise NotLeading("Somebody else leads now.")
 
 
+def _noted(state: LedgerState) -> int | None:
+    """Return the size of the signed head that the state holds, None before the first."""
+    return None if state.note is None else notes.parse_checkpoint(split_note(state.note)[0]).size
+
+
 def _keep_checkpoint(tx: Tx, epoch: int, now: datetime) -> tuple[int, str] | None:
     """P1: return size and note of the head to publish; None where there is none, or the ledger is halted."""
     state = tree.state_of(tx)
     if state.epoch != epoch:
         raise NotLeading("Somebody else leads now.")
-    if state.halted or state.note is None:
-        return None
-    size = notes.parse_checkpoint(state.note.split("\n\n")[0] + "\n").size
-    if size == 0:
+    size = _noted(state)
+    if state.halted or state.note is None or not size:
         return None
     kept = tx.get(LedgerCheckpoint, size)
     if kept is None:
