@@ -39,7 +39,8 @@ SECRETS = (
     Secret(("relay.key",), WORKER, "relay_key_file"),
     Secret(("relay.identity",), WORKER, "relay_identity_file"),
     Secret(("cover.key",), WORKER, "cover_key_file"),
-    Secret(("ledger.key",), NOBODY, "ledger_key_file"),  # the signer's; in the demo the worker's
+    Secret(("log.key",), NOBODY, "ledger_signer_dir"),  # the signer's; in the demo the worker's
+    Secret((), WORKER, "ledger_signer_socket"),
     Secret(("*.seed", "unit-*.key", "recovery*.key", "backup.key", "custodian-*.key"), NOBODY),
 )
 

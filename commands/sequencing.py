@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
+from commands.serve import read_policy_text
 from service.ceremony import write_secret
 from service.config import Settings, read_secret
 from service.db import Sessions
@@ -58,15 +59,10 @@ def read_log_key(settings: Settings) -> Verifier:
 
 def read_policy(settings: Settings, log: Verifier) -> Policy | None:
     """Return the policy of the settings, None where there is none. Raises Misconfigured."""
-    path = settings.ledger_policy_file
-    if path is None:
+    text = read_policy_text(settings)
+    if text is None:
         return None
-    try:
-        policy = notes.parse_policy(path.read_bytes().decode())
-    except (OSError, UnicodeDecodeError):
-        raise Misconfigured(f"HOTLINE_LEDGER_POLICY_FILE: cannot read {path}") from None
-    except BadNote as fault:
-        raise Misconfigured(f"HOTLINE_LEDGER_POLICY_FILE: {fault}") from None
+    policy = notes.parse_policy(text)
     if policy.log != log:
         raise Misconfigured("HOTLINE_LEDGER_POLICY_FILE is of another log than HOTLINE_LEDGER_VKEY")
     return policy

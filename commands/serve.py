@@ -27,6 +27,7 @@ from service.history import NameKeys
 from service.intake import Intake
 from service.keyring import Keyring
 from service.ledger.events import Ledger
+from service.ledger.notes import parse_policy
 from service.mailbox import Mailboxes
 from service.metrics import DatabaseMetrics
 from service.numbers import Peppers, Source
@@ -87,6 +88,7 @@ def main(arguments: list[str]) -> int:
 def public() -> Any:
     """Return the public ASGI app, ready to serve. Raises Misconfigured when it is not safe to start."""
     from webhooks.app import create_app  # each process loads its own app only: see tests/commands/test_serve.py
+    from webhooks.log import log_routes
 
     settings = settings_from_environment()
     logs.configure("public", level=settings.log_level)
@@ -157,6 +159,7 @@ def public() -> Any:
         health=health,
         notice=notice,
         lifespan=lifespan,
+        log=log_routes(sessions, read_policy_text(settings)),
     )
 
 
@@ -307,6 +310,21 @@ def _words(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _words(part) for name, part in value.items()}
     return [_words(part) for part in value] if isinstance(value, (list, tuple)) else str(value)
+
+
+def read_policy_text(settings: Settings) -> str | None:
+    """Return the policy of the ledger's witnesses as it is served, None without one. Raises Misconfigured."""
+    path = settings.ledger_policy_file
+    if path is None:
+        return None
+    try:
+        text = path.read_bytes().decode()
+        parse_policy(text)
+    except (OSError, UnicodeDecodeError):
+        raise Misconfigured(f"HOTLINE_LEDGER_POLICY_FILE: cannot read {path}") from None
+    except BadNote as fault:
+        raise Misconfigured(f"HOTLINE_LEDGER_POLICY_FILE: {fault}") from None
+    return text
 
 
 def read_relay(settings: Settings, cards: Cards) -> RelayKey:

@@ -57,7 +57,6 @@ class Settings(BaseSettings):
     code_rate: float = 5.0
     """Return codes that a public process looks up in a second: its share of the whole site's 5."""
     cover_key_file: Path | None = None
-    ledger_key_file: Path | None = None
     keys_dir: Path | None = None
     """Where the keys of all processes of this host lie; a process that can read another's there does not start."""
 

@@ -1,6 +1,6 @@
 """The public app: webhooks and forms behind admission. Faces machines and the public; holds no private key."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import structlog
@@ -51,6 +51,7 @@ def create_app(
     limits: Limits | None = None,
     notice: Callable[[str], None] = nobody,
     lifespan: "Lifespan[Any] | None" = None,
+    log: Sequence[Route] = (),
 ) -> ASGIApp:
     """Return the public ASGI app.
 
@@ -59,6 +60,7 @@ def create_app(
     same everywhere): what return codes need; without them none is offered, and there is no return page.
     limits: the defaults with ``settings.max_in_flight`` if None. notice: told what to keep for the metrics, see
     ``alarms.Alarms``; must neither block nor raise. lifespan: run around serving, for what the caller opened.
+    log: the routes of the public log (`webhooks.log`).
     Raises Misconfigured when webhooks or forms could not be served safely.
     """
     alarms = Alarms(notice)
@@ -77,6 +79,7 @@ def create_app(
             *forms.routes(),
             *returning,
             *_health_routes(health, alarms),
+            *log,
         ]
     )  # fmt: skip
     app.mount("/static", _Static(directory=STATIC))
