@@ -7,19 +7,24 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import text
 
 from commands import sequencing
-from commands.serve import open_ready_database
+from commands.serve import open_ready_database, read_deck
 from service import cases, logs
 from service.config import read_secret, settings_from_environment
-from service.errors import BadNote, LedgerFault, Misconfigured, NotFound, Unavailable
-from service.ledger import notes
+from service.db import write
+from service.errors import BadNote, CheckFailed, Invalid, LedgerFault, Misconfigured, NotFound, Unavailable
+from service.ledger import census, notes
+from service.ledger.events import Ledger
 from service.ledger.export import export, verify_export
+from service.ledger.recover import recover
 from service.ledger.signer_socket import SignerServer
 from service.ledger.verify import Keys, Report, verify
+from service.vault import boxes
 
 READY = "signer_ready"
 
@@ -176,10 +181,77 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+# --- census, recover ------------------------------------------------------------------------------------
+
+
+def _census_options(parser: argparse.ArgumentParser) -> None:
+    steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
+    take = steps.add_parser("take", help="list all chains now; the file is sealed to the monitor unit")
+    take.add_argument("folder", type=Path, metavar="DIR", help="where the sealed census goes")
+    check = steps.add_parser("check", help="compare two opened censuses that follow each other")
+    check.add_argument("old", type=Path, metavar="OLD")
+    check.add_argument("new", type=Path, metavar="NEW")
+
+
+def _census(options: argparse.Namespace) -> int:
+    if options.step == "check":
+        try:
+            old, new = (census.parse(path.read_bytes().decode()) for path in (options.old, options.new))
+        except (OSError, UnicodeDecodeError, Invalid):
+            raise Misconfigured("a file is no census, or cannot be read") from None
+        faults = census.check(old, new)
+        print("\n".join(faults) or f"good: {len(new.lines)} chains, none gone, none late")
+        return 1 if faults else 0
+    settings = settings_from_environment()
+    sessions = open_ready_database(settings)
+    try:
+        monitor = read_deck(settings, sessions).monitor()
+        ledger = Ledger(settings.origin, monitor.public)
+        taken = write(sessions, partial(census.take, ledger=ledger, now=datetime.now(UTC)))
+    finally:
+        sessions.close()
+    options.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = options.folder / f"census-{taken.number:06d}.box"
+    path.write_bytes(boxes.seal(monitor.public, boxes.context_of("census", taken.number), taken.text.encode()))
+    print(f"census {taken.number}: {len(taken.lines)} chains, sealed to the monitor unit in {path}")
+    return 0
+
+
+def _recover_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--from", dest="folder", type=Path, metavar="DIR", required=True, help="a whole copy of the log"
+    )
+    parser.add_argument("--policy", type=Path, metavar="FILE", required=True, help="whose signatures count")
+
+
+def _recover(options: argparse.Namespace) -> int:
+    settings = settings_from_environment()
+    sessions = open_ready_database(settings)
+    try:
+        policy = notes.parse_policy(options.policy.read_bytes().decode())
+        if policy.log != sequencing.read_log_key(settings):
+            raise Misconfigured("the policy is of another log")
+        cover_key = read_secret(settings.cover_key_file, "cover_key_file", length=32)
+        ledger = Ledger(settings.origin, read_deck(settings, sessions).monitor().public)
+        now = datetime.now(UTC)
+        lost = write(sessions, lambda tx: recover(tx, ledger, options.folder, policy, cover_key, now))
+    except CheckFailed as fault:
+        print(f"not repaired: {fault.reason}", file=sys.stderr)
+        return 1
+    except (OSError, UnicodeDecodeError, BadNote, NotFound) as fault:
+        raise Misconfigured(f"the copy or the policy cannot be used: {type(fault).__name__}") from None
+    finally:
+        sessions.close()
+    print("repaired" + "".join(f"; leaves {first} to {last} are lost" for first, last in lost))
+    return 0
+
+
 Action = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
 ACTIONS: dict[str, Action] = {
     "init": ("make the log's key and the signer's memory, once", _init_options, _init),
     "signer": ("run the signer as a process of its own", _signer_options, _signer),
     "verify": ("check the database, or a copy of the public log", _verify_options, _verify),
+    "census": ("list all chains, or compare two such lists", _census_options, _census),
+    "recover": ("put leaves back from a copy after a lost database", _recover_options, _recover),
     "export": ("copy the public log out as static files", _export_options, _export),
 }
