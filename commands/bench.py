@@ -6,6 +6,7 @@ import importlib
 BENCHMARKS = {
     "intake": "a signed SMS, or the web form, to a durable tip, against the least that could store one (goals 1 to 5)",
     "triage": "words to facts, facts to a decision: one tip, and the rules alone (goal 8)",
+    "ledger": "the tree in memory: leaves, proofs, a full check; and a ledger in a database (goal 9)",
     "queue": "queue pages, counts and claims at 10,000 and at 1,000,000 cases (goals 6 and 7)",
 }
 

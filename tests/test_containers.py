@@ -31,7 +31,7 @@ Compose = dict[str, Any]
 # keys.md section 2: who may hold what, by the setting that names the file.
 EVERY = {"public", "staff", "worker"}
 HOLDERS = {secret.setting: set(secret.holders) for secret in custody.SECRETS if secret.setting}
-NO_SECRETS = {"cards_file", "relay_file", "ruleset_file"}  # signed or published
+NO_SECRETS = {"cards_file", "relay_file", "ruleset_file", "ledger_policy_file"}  # signed or published
 PGPASS = "database.pgpass"  # how a process signs in to the database
 OTHERS = {  # services that are no process of the table, and the files that they may have
     "proxy": {"site.pem"},

@@ -31,3 +31,13 @@ def test_the_queue_is_measured_and_nothing_in_it_is_wrong(tmp_path, capsys):
     assert "the figures mean nothing" in shown
     assert shown.index("claims / raw commits") > shown.index("Goals")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_ledger_is_measured_and_nothing_in_it_is_wrong(tmp_path, capsys):
+    """It returns 1 if a tile or the history does not fit."""
+    assert bench.main(["ledger", "--smoke", "--only", "sqlite", "--folder", str(tmp_path)]) == 0
+
+    shown = capsys.readouterr().out
+    assert "the figures mean nothing" in shown
+    assert "inclusion proof" in shown
+    assert list(tmp_path.iterdir()) == []
