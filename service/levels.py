@@ -47,6 +47,7 @@ from service.decisions import (
 )
 from service.errors import Forbidden, InvalidForm, NotFound, WrongState
 from service.ledger.events import SYSTEM, Actor, EventType, Ledger, NewEvent, Sealed
+from service.ledger.tree import must_run
 from service.models import (
     RANK,
     Case,
@@ -284,8 +285,9 @@ def propose(
     """Propose to lower a case to `level`, and return the proposal's id. Nothing is lowered by it.
 
     fact: the known one that changed. reason: how, at least 40 characters, sealed to the case.
-    Raises NoSuchCase, Forbidden, CaseMoved, WrongState, InvalidForm.
+    Raises NoSuchCase, Forbidden, CaseMoved, WrongState, InvalidForm, LedgerHalted.
     """
+    must_run(tx)
     case = _case_for(tx, viewer, opened.case.id, version)
     _must_have_opened(tx, case, viewer)
     found = known(tx, case, opened.privates)
@@ -326,8 +328,9 @@ def agree(
     Two persons of different units sign; oversight as well where `oversight_signs` says so. Signed by all, it is
     approved: its effect is to be run once witnessed, and only if it is approved still. It lapses where the rules give
     a more urgent level than when it was made.
-    Raises NoSuchCase, NotFound, Forbidden, CaseMoved, WrongState.
+    Raises NoSuchCase, NotFound, Forbidden, CaseMoved, WrongState, LedgerHalted.
     """
+    must_run(tx)
     case = _case_for(tx, viewer, opened.case.id, version)
     lowering = _lowering(tx, case, lowering_id, LoweringState.PROPOSED)
     _must_have_opened(tx, case, viewer)

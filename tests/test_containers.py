@@ -261,7 +261,7 @@ def test_a_composition_that_gives_more_is_found(what: str) -> None:
 
 
 def test_every_secret_of_the_settings_has_its_place_in_the_table() -> None:
-    files = {name for name in Settings.model_fields if name.endswith("_file")}
+    files = {name for name in Settings.model_fields if name.endswith(("_file", "_signer_dir", "_signer_socket"))}
 
     assert files == set(HOLDERS) | NO_SECRETS
 

@@ -10,6 +10,7 @@ from sqlmodel import col, select
 from service import levels
 from service.config import Settings
 from service.db import write
+from service.errors import LedgerHalted
 from service.ledger.events import EventType
 from service.models import Clock, ClockKind, LedgerEffect, LoweringState
 from tests.builders import NOW, World
@@ -105,3 +106,29 @@ def test_an_action_for_another_case_changes_nothing(world: World, a_log: Log) ->
     action = json.loads(effect.action) | {"case": other.id.hex}
     write(world.sessions, lambda tx: a_log.effects["lower"](tx, action, NOW))
     assert (again(world, other).level, lowering_of(world, lowering).state) == (other.level, LoweringState.APPROVED)
+
+
+def test_while_the_ledger_is_halted_nothing_is_lowered_and_all_else_goes_on(world: World, a_log: Log) -> None:
+    case, other = new_case(world), new_case(world)
+    lowering = propose(world, "screener", case)
+    a_log.sequencer().halt("leaf")
+    with pytest.raises(LedgerHalted):
+        agree(world, "investigator", case, lowering)
+    with pytest.raises(LedgerHalted):
+        propose(world, "screener", other)
+    do(world, levels.refuse, "oversight", case, lowering, WHY)
+    do(world, levels.raise_by_hand, "screener", other, "P1", WHY)
+    assert again(world, other).level == "P1"
+
+
+def test_an_approved_lowering_does_not_take_effect_while_the_ledger_is_halted(world: World, a_log: Log) -> None:
+    case = new_case(world)
+    lowering = propose(world, "screener", case)
+    agree(world, "investigator", case, lowering)
+    one = a_log.sequencer()
+    one.round()
+    one.halt("leaf")
+    one.publish()
+    one.settle()
+    assert lowering_of(world, lowering).state == LoweringState.APPROVED
+    assert again(world, case).level == case.level
