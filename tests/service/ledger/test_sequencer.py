@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, text, update
 
 from service.db import Sessions, Tx, write
-from service.errors import LedgerHalted, NotLeading, StorageUnavailable
+from service.errors import HeadMoved, LedgerHalted, NotLeading, StorageUnavailable
 from service.ledger import notes, sequencer, tree
 from service.ledger.checks import is_cover
 from service.ledger.events import EventType, fixed_chain, leaf_hash, new_chain
@@ -582,3 +582,32 @@ def test_a_database_that_is_away_ends_the_lead_and_nothing_else(a_log: Log, monk
     assert not one.leads
     assert one.round() >= 2
     check_log(a_log)
+
+
+@pytest.mark.parametrize("chains", [1, 16])
+def test_sixteen_writers_keep_the_order_of_each_chain_in_the_tree(a_log: Log, chains: int) -> None:
+    a_log.chains = [new_chain() for _ in range(chains)]
+    faults: list[BaseException] = []
+
+    def add(number: int) -> None:
+        done = 0
+        while done < 3:
+            try:
+                a_log.event(number % chains)
+                done += 1
+            except (HeadMoved, StorageUnavailable):
+                continue  # lost five races in a row: whoever sends it sends it again
+            except Exception as fault:
+                faults.append(fault)
+                return
+
+    one = a_log.sequencer()
+    writers = [threading.Thread(target=add, args=(number,)) for number in range(16)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        one.round()
+    one.round()
+    assert faults == []
+    assert check_log(a_log) >= 48
+    assert rows(a_log, select(LedgerPending)) == []
