@@ -27,8 +27,22 @@ from commands.serve import (
     read_relay,
     say_started,
 )
-from service import cases, erasing, ladder, levels, logs, mailbox, metrics, publishing, shadow
+from service import (
+    cases,
+    closures,
+    erasing,
+    exclusions,
+    ladder,
+    levels,
+    logs,
+    mailbox,
+    metrics,
+    publishing,
+    settlements,
+    shadow,
+)
 from service.carrying import Carrying
+from service.casework import Casework
 from service.config import Settings, read_secret, settings_from_environment
 from service.copies import Copies
 from service.db import Sessions, write
@@ -133,6 +147,7 @@ class Worker:
     rules: Rulebook
     judge: Judge
     carrying: Carrying
+    work: Casework
     now: Callable[[], datetime]
     sequencer: Sequencer | None = None  # None where the ledger does not run in this process
 
@@ -191,8 +206,11 @@ class Worker:
         return pages + ladder.climb(self.sessions, self.watch, now, stopping)
 
     def end_claims(self) -> None:
-        """End claims that ran out."""
-        cases.lapse_leases(self.sessions, self.watch.ledger, self.now())
+        """End claims, withdrawal reviews and proposals to close that ran out."""
+        now = self.now()
+        cases.lapse_leases(self.sessions, self.watch.ledger, now)
+        settlements.lapse_reviews(self.sessions, self.work, now)
+        closures.expire(self.sessions, self.work, now)
 
     def show_changes(self, stopping: Callable[[], bool]) -> None:
         """Let tipsters with a return code see what has changed, when its time has come."""
@@ -276,8 +294,9 @@ def build(settings: Settings) -> Worker:
     release = load_ruleset(settings.ruleset_file)
     targets = settings.claim_targets, settings.act_targets
     say_started(settings, sessions, ledger, "worker", cards)
+    work = Casework(ledger, cards, row_key, *targets)
     now = SteadyTime()
-    sequencer = build_sequencer(settings, sessions, ledger, now=now, effects=effects_of(settings, ledger))
+    sequencer = build_sequencer(settings, sessions, ledger, now=now, effects=effects_of(work))
     if sequencer is None:
         print("The ledger does not run in this worker: what happens is kept, and not yet provable.", file=sys.stderr)
     return Worker(
@@ -288,15 +307,20 @@ def build(settings: Settings) -> Worker:
         copies=Copies(sessions, ledger, carrier, row_key),
         rules=open_rules(sessions, release),
         judge=Judge(ledger, cards, row_key, release, *targets),
+        work=work,
         now=now,
         sequencer=sequencer,
     )
 
 
-def effects_of(settings: Settings, ledger: Ledger) -> dict[str, Effect]:
+def effects_of(work: Casework) -> dict[str, Effect]:
     """Return what is done once it is witnessed, by its name in the action of an event."""
-    claim, act = settings.claim_targets, settings.act_targets
-    return {"lower": partial(levels.take_effect, ledger=ledger, claim_targets=claim, act_targets=act)}
+    targets = {"claim_targets": work.claim_targets, "act_targets": work.act_targets}
+    return {
+        "lower": partial(levels.take_effect, ledger=work.ledger, **targets),
+        "narrow": partial(exclusions.take_effect, ledger=work.ledger),
+        "close": partial(closures.take_effect, work=work),
+    }
 
 
 def newest_relay(sessions: Sessions, cards: Cards, first: RelayKey, privates: Mapping[int, bytes]) -> RelayKey:

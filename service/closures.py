@@ -18,7 +18,6 @@ from sqlmodel import Session, col
 from service.attachments import NewFile, attach, opened_by
 from service.cases import (
     STANDING_CLOSURE,
-    STOPPING,
     OpenedCase,
     end_closure,
     find,
@@ -32,6 +31,7 @@ from service.clocks import RUNNING, answer_time, clock_row
 from service.db import Sessions, Tx, write
 from service.errors import Forbidden, InvalidForm, NotFound, WrongState
 from service.ledger.events import SYSTEM, EventType, NewEvent, Sealed, append
+from service.ledger.tree import must_run
 from service.models import (
     Case,
     CaseDecision,
@@ -103,6 +103,7 @@ def propose(
     Raises NoSuchCase, Forbidden, CaseMoved, WrongState, InvalidForm; of a reason that is none, the caller appends
     `reject`.
     """
+    must_run(tx)
     case = owned_case(tx, viewer, opened, version)
     reason = REASONS.get(proposal.code)
     if reason is None:
@@ -167,6 +168,7 @@ def sign(
     whom stands in two places, each of whom has opened every paper. Signed by all, it waits for the witnesses.
     Raises NoSuchCase, NotFound, Forbidden, CaseMoved, WrongState.
     """
+    must_run(tx)
     case = read_case(tx, viewer, opened, version)
     closure = standing(tx, case, closure_id)
     if objection := may_not_sign(tx, viewer, case, closure, now):
@@ -232,22 +234,21 @@ def refuse(
     end_closure(tx, case, ClosureState.REFUSED)
 
 
-def take_effect(tx: Tx, work: Casework, action: Mapping[str, Any], now: datetime) -> bool:
-    """Close a case whose signed proposal the witnesses have seen; return whether this did. Safe to run twice.
+def take_effect(tx: Tx, action: Mapping[str, Any], now: datetime, *, work: Casework) -> None:
+    """Close a case whose signed proposal the witnesses have seen (ledger.md section 6). Safe to run twice.
 
-    action: the effect of `sign`'s last event. What was stopped, refused or reopened meanwhile stays so, and nothing is
-    closed while an overlay of `cases.STOPPING` stands.
+    action: the effect of `sign`'s last event. What was stopped, refused or reopened meanwhile stays so.
+    Raises WrongState while an overlay of `cases.STOPPING` stands: it is then tried again later.
     """
     closure, case = tx.get(Closure, UUID(action["closure"])), tx.get(Case, UUID(action["case"]))
     if closure is None or case is None or closure.case != case.id:
-        return False
-    if closure.state != ClosureState.SIGNED or case.state != State.CLOSURE_PROPOSED or overlays(tx, case) & STOPPING:
-        return False
+        return
+    if closure.state != ClosureState.SIGNED or case.state != State.CLOSURE_PROPOSED:
+        return
     fields = {"closure": closure.id.hex, "reason": closure.reason}
     move(tx, work.ledger, case, EventType.CLOSURE_EFFECTIVE, actor=SYSTEM, now=now, fields=fields)
     closure.state = ClosureState.EFFECTIVE
     tx.flush()
-    return True
 
 
 def expire(sessions: Sessions, work: Casework, now: datetime) -> int:

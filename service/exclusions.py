@@ -35,6 +35,7 @@ from service.cases import (
 from service.db import Tx
 from service.errors import CannotOpen, Conflict, Forbidden, InvalidForm, NotFound, WrongState
 from service.ledger.events import SYSTEM, EventType, Ledger, NewEvent, Sealed
+from service.ledger.tree import must_run
 from service.models import (
     Case,
     CaseKey,
@@ -283,6 +284,7 @@ def propose_narrowing(
 
     reason: why, sealed to the case. Raises NoSuchCase, NotFound, Forbidden, CaseMoved, InvalidForm, WrongState.
     """
+    must_run(tx)
     case = _for_narrowing(tx, viewer, case_id, version)
     why = _sealed(tx, keeper, case, reason)
     if exclusion not in {row.exclusion for row in walls_of(tx, case.id)}:
@@ -310,6 +312,7 @@ def approve_narrowing(
 
     Raises NoSuchCase, NotFound, Forbidden, CaseMoved, WrongState.
     """
+    must_run(tx)
     case = _for_narrowing(tx, viewer, case_id, version)
     narrowing = _narrowing(tx, case, narrowing_id, NarrowingState.PROPOSED)
     if narrowing.proposer == viewer.member:
@@ -343,8 +346,8 @@ def refuse_narrowing(
     _append(tx, keeper, viewer, case, EventType.NARROWING_REFUSED, narrowing, now, {"reason": why})
 
 
-def take_effect(tx: Tx, ledger: Ledger, action: Mapping[str, str], now: datetime) -> bool:
-    """Do what a witnessed narrowing says, if it stands approved still; return whether anything was done.
+def take_effect(tx: Tx, action: Mapping[str, Any], now: datetime, *, ledger: Ledger) -> None:
+    """Do what a witnessed narrowing says, if it stands approved still.
 
     action: the effect of `approve_narrowing`. For whoever runs witnessed effects (ledger.md section 6); safe twice.
     A unit whose exclusion ends holds no seal by it: it is sealed in again by a hand-on, like any other.
@@ -352,14 +355,13 @@ def take_effect(tx: Tx, ledger: Ledger, action: Mapping[str, str], now: datetime
     narrowing = tx.get(Narrowing, UUID(action["narrowing"]))
     case = tx.get(Case, UUID(action["case"]))
     if narrowing is None or case is None or narrowing.case != case.id or narrowing.state != NarrowingState.APPROVED:
-        return False
+        return
     tx.execute(delete(Wall).where(col(Wall.case) == case.id, col(Wall.exclusion) == narrowing.exclusion))
     narrowing.state = NarrowingState.DONE
     tx.flush()
     fields = {"narrowing": narrowing.id.hex, "wall": wall_digest(walls_of(tx, case.id))}
     event = NewEvent(EventType.CASE_WALL_NARROWED, now, SYSTEM, state_class(case.state), case.due_at, fields)
     change(tx, ledger, case, [event])
-    return True
 
 
 def _for_narrowing(tx: Tx, viewer: Viewer, case_id: UUID, version: int) -> Case:

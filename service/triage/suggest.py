@@ -30,7 +30,23 @@ _ABOUT_CHILDREN = frozenset(("child_involved", "adult_survivor", "self_harm"))
 _NOTHING = frozenset(("no", "none"))
 # What stands before a place that somebody goes to, and one that somebody comes from.
 _BOUND_FOR = ("ទៅ", " to", " towards", " toward", " tov", " vers", " nach", " đi", "去", "到", " в сторону")
-_COMES_FROM = ("មកពី", "អ្នកស្រុក", "ស្រុកកំណើត", " come from", " comes from", " came from", " girls from", " are from", " is from", " mok pi", " aus", " quê", "来自", "มาจาก", " из")
+_COMES_FROM = (
+    "មកពី",
+    "អ្នកស្រុក",
+    "ស្រុកកំណើត",
+    " come from",
+    " comes from",
+    " came from",
+    " girls from",
+    " are from",
+    " is from",
+    " mok pi",
+    " aus",
+    " quê",
+    "来自",
+    "มาจาก",
+    " из",
+)
 _FROM = 2
 _CARE = {"orphanage", "residential_care"}
 _OVER = frozenset(("custody", "dead"))
