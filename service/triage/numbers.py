@@ -19,8 +19,10 @@ _LEFT_WINDOW = 26
 _SIGNS = ("$", "€")
 _NEAR_CHILD = 30
 # Grown persons, whose number is not the children's.
-_GROWN = ("បុរស", "មនុស្សប្រុស", "មនុស្ស", "ស្ត្រី", "ភ្ញៀវ", "បារាំង", "ប៉ូលិស", "ទាហាន", "គ្រូ", "បរទេស", "ចិន", "គ្រួសារ", "ម្តាយ", "អ្នក")
-_GROWN += ("មេ", "ថៅកែ", "barang", "pnhiev", "phnheav", "police", "mnus", "neak")
+_GROWN = tuple(
+    "បុរស មនុស្សប្រុស មនុស្ស ស្ត្រី ភ្ញៀវ បារាំង ប៉ូលិស ទាហាន គ្រូ បរទេស ចិន គ្រួសារ ម្តាយ អ្នក "
+    "មេ ថៅកែ barang pnhiev phnheav police mnus neak".split()
+)
 
 
 def _leads(path: Path) -> dict[str, tuple[str, ...]]:

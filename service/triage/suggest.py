@@ -50,12 +50,14 @@ _COMES_FROM = (
 _FROM = 2
 _CARE = {"orphanage", "residential_care"}
 _OVER = frozenset(("custody", "dead"))
-_ASKING = re.compile("[?？]")
+# A question mark, but not after a hello into a bad line.
+_ASKING = re.compile("(?<!hello)(?<!allo)(?<!alo)(?<!អាឡូ)(?<!អាឡូ )[?？](?!\\s?(?:\\.\\.|…))")
+_BROKEN = ("...", "…")
 # What stands between the ages of two children, and not between the bounds of one child's age.
 _LISTED = re.compile(r"\s*(?:[,&+]|and|និង|et|und|và|y/?o|yo|yrs?|ឆ្នាំ)?(?:\s|[,&+]|and|និង)+")
 # Facts without which a message that asks something is only a question.
-_TOLD = (*_LABOUR, *_CONCERNS, "orphanage_tourism", "registration", "adult_survivor", "child_safe_now", "tour_offered")
-_TOLD += ("suspect_status", "suspect_leaving", "suspect_access", "reported_before", "second_hand", "online_abuse")
+_TOLD = _CONCERNS | {"orphanage_tourism", "registration", "adult_survivor", "child_safe_now", "tour_offered"}
+_TOLD |= {"suspect_status", "suspect_leaving", "suspect_access", "reported_before", "second_hand"}
 _RECENCY_RANK = {"past": 0, "historic": 1, "recent": 2, "now": 3}
 
 
@@ -333,15 +335,15 @@ def _scope(reading: Reading, draft: _Draft) -> None:
 def _asks(reading: Reading, draft: _Draft) -> int | None:
     """Where a text that tells of nobody and of nothing asks something; None if it does not.
 
-    Somebody who tells of a child speaks of a person, of a harm, or of work or a place; a question to the service of none.
+    Who tells of a child speaks of a person, a harm, work or a place; who only asks the service speaks of none.
     """
-    if draft.stands(frozenset(_TOLD)) or draft.yes("reporter_is_child") or reading.has("suspect_man"):
+    if draft.stands(_TOLD) or draft.yes("reporter_is_child") or any(mark in reading.text for mark in _BROKEN):
         return None
-    if reading.has("help_word") or reading.has("plea_now") or (any(reading.of("child")) and reading.has("screams")):
+    if any(reading.has(name) for name in ("suspect_man", "help_word", "plea_now", "screams")):
         return None
-    hits = [hit for hit in reading.of("question_tone") if not hit.denied]
-    at = min([hit.start for hit in hits] + [match.start() for match in _ASKING.finditer(reading.text)][:1], default=-1)
-    return at if at >= 0 else None
+    tones = [hit.start for hit in reading.of("question_tone") if not hit.denied]
+    mark = _ASKING.search(reading.text)
+    return min([*tones, mark.start()] if mark is not None else tones, default=None)
 
 
 def _declared_test(reading: Reading) -> bool:
