@@ -18,11 +18,6 @@ _DIGITS = re.compile("[0-9]+")
 _LEFT_WINDOW = 26
 _SIGNS = ("$", "€")
 _NEAR_CHILD = 30
-# Grown persons, whose number is not the children's.
-_GROWN = tuple(
-    "បុរស មនុស្សប្រុស មនុស្ស ស្ត្រី ភ្ញៀវ បារាំង ប៉ូលិស ទាហាន គ្រូ បរទេស ចិន គ្រួសារ ម្តាយ អ្នក "
-    "មេ ថៅកែ barang pnhiev phnheav police mnus neak".split()
-)
 
 
 def _leads(path: Path) -> dict[str, tuple[str, ...]]:
@@ -32,6 +27,8 @@ def _leads(path: Path) -> dict[str, tuple[str, ...]]:
 # What stands before a number, up to its left edge.
 _BEFORE = _leads(Path(__file__).with_name("numbers.yaml"))
 _FILLERS = _BEFORE.pop("fillers")
+# Grown persons, whose number is not the children's.
+_GROWN = _BEFORE.pop("grown")
 _OWN = re.compile(r"(?:\bi(?:'?m| am| m)|ខ្ញុំ|ញុំ|\bknh?om|мне|\bcon|\bje (?:suis|m'appelle)|\bich bin|หนู|나는)[^.]{0,14}$")
 _CHILD_THEN_AGE = re.compile(
     r"[ ,(]*(?:of|aged?|abt|about|around|approx\.?|maybe|possibly|ca\.?|vielleicht|is|are|look|looks|like|only|just|"
