@@ -402,7 +402,8 @@ def _longest(text: str, numbers: Sequence[Number]) -> list[Number]:
         if not kept or number.start >= kept[-1].end:
             tens = kept[-1] if kept else None
             if tens is not None and tens.end == number.start and NO_EDGES.match(text[number.start]):
-                continue  # 十三四 is thirteen or fourteen
+                kept[-1] = tens._replace(end=number.end)  # 十三四 is thirteen or fourteen
+                continue
             if tens is not None and _are_one(text, tens, number):
                 kept[-1] = Number(tens.start, number.end, tens.value + number.value)
             else:

@@ -224,3 +224,80 @@ def test_positions_survive_corrected_slips(triage: Triage) -> None:
     for fact in suggest(text, triage.lexicon, datetime(2027, 1, 4, tzinfo=UTC)).facts:
         assert all(text[start:end].strip() for start, end in fact.spans)
     assert normalise(text).text.startswith("hello!")
+
+
+# Counts and ages of several children
+
+
+@pytest.mark.parametrize(
+    ("text", "several"),
+    [
+        ("they beat the girls 15 16 in the kitchen", True),
+        ("he beats a girl aged 15-16", False),
+        ("i am 9 and my brother is 6, they beat us", True),
+        ("i am 14, they beat me", False),
+        ("គេវាយក្មេងស្រីតូចៗនៅរោងចក្រនោះ ៣ នាក់", True),
+        ("ក្មេងត្រូវបុរស ៣ នាក់វាយ", False),
+    ],
+)
+def test_several_children_are_counted(triage: Triage, text: str, several: bool) -> None:
+    assert ("victims" in suggested(triage, text)) is several
+
+
+def test_thirteen_or_fourteen_in_chinese_is_not_four(triage: Triage) -> None:
+    assert suggested(triage, "老板打一个十三四岁的女孩")["age_min"] == {13}
+    assert suggested(triage, "老板打一个四岁的女孩")["age_min"] == {4}
+
+
+def test_words_inside_a_counted_time_say_nothing(triage: Triage) -> None:
+    assert suggested(triage, "គាត់វាយក្មេង ៥ ខែមុន")["recency"] == {"past"}
+    assert suggested(triage, "គាត់វាយក្មេង ខែមុន")["recency"] == {"recent"}
+
+
+# What is only asked, and what is only a sample
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Where may we bring school books for an orphanage?", "How does your line work for children?"],
+)
+def test_a_text_that_tells_of_nobody_and_asks_is_a_question(triage: Triage, text: str) -> None:
+    assert level(triage, text) == "P4"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Hello? ... a child I think ... the line ... I call again",
+        "hello? a child",
+        "a man waits for the boy there, what is he doing?",
+        "why does nobody help the child?",
+    ],
+)
+def test_a_question_mark_does_not_make_a_question_of_an_account(triage: Triage, text: str) -> None:
+    assert level(triage, text) != "P4"
+
+
+def test_a_declared_test_is_no_danger_and_an_undeclared_one_is(triage: Triage) -> None:
+    alarm = "a child is locked in a room now"
+
+    assert level(triage, f"TEST of the system, please ignore: {alarm}") == "P4"
+    assert level(triage, alarm) == "P1"
+    assert level(triage, f"he said it was a test, please help: {alarm}") == "P1"
+    assert level(triage, f"this is not a test: {alarm}") == "P1"
+
+
+# Places that are only named
+
+
+def test_where_a_child_comes_from_does_not_beat_the_poster(triage: Triage) -> None:
+    def province(text: str) -> str | None:
+        return assess(triage, text, context={"placement_code_province": "Preah Sihanouk"}).province
+
+    assert province("three girls who come from Prey Veng are beaten") == "KH-18"
+    assert province("three girls are beaten in Prey Veng") == "KH-14"
+
+
+def test_the_name_of_a_district_is_no_kind_of_place(triage: Triage) -> None:
+    assert "venue_type" not in suggested(triage, "គេវាយក្មេងនៅស្រុកចំការលើ")
+    assert suggested(triage, "គេវាយក្មេងនៅចំការ")["venue_type"] == {"other"}
