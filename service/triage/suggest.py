@@ -138,7 +138,7 @@ def suggest(
     """Return the facts that the words of `text` suggest.
 
     received_at: with a time zone; dates the facts and gives weekdays their distance. context: what the channel knows
-    without reading; only `form` is looked at here: in the children's form "here" is the home it hangs in.
+    without reading; `form`: in the children's form "here" is the home it hangs in. `reporter`: whether a child writes.
     message: the id of the message, kept with each fact.
     """
     normal = normalise(text)
@@ -155,7 +155,7 @@ def suggest(
     _ages(reading, draft)
     _count(reading, draft, text)
     _timing(reading, draft)
-    _scope(reading, draft)
+    _scope(reading, draft, of_child=(context or {}).get("reporter") == "self_child")
     _target(reading, draft, context or {})
     return Suggestion(draft.facts(), language)
 
@@ -305,8 +305,12 @@ def _timing(reading: Reading, draft: _Draft) -> None:
         draft.add("recency", "recent", untimed.start, untimed.end, hedged=True)
 
 
-def _scope(reading: Reading, draft: _Draft) -> None:
-    """Whether a child is concerned, and what kind of message it is."""
+def _scope(reading: Reading, draft: _Draft, *, of_child: bool) -> None:
+    """Whether a child is concerned, and what kind of message it is.
+
+    of_child: the channel knows that a child writes. What a child says of itself is never a mere test: somebody may
+    have told it to take its words back.
+    """
     children = [hit for hit in reading.of("child") if not hit.denied]
     if reading.has("adult_victim_only") and reading.has("children_away"):
         children = []
@@ -319,7 +323,7 @@ def _scope(reading: Reading, draft: _Draft) -> None:
     kinds = draft.values("message_kind")
     if "other_matter" in kinds and draft.values("child_involved") == {"no"}:
         draft.words["message_kind"].pop("other_matter")
-    if _declared_test(reading):
+    if _declared_test(reading) and not (of_child or draft.yes("reporter_is_child")):
         draft.drop((*NOW, *HARMS, *_LABOUR, *_REPORTS, *_CONCERNS, "venue_type", "recency"))
         draft.words["message_kind"] = {"test": draft.words["message_kind"].get("test", [])}
     if "retraction" in kinds:
@@ -347,12 +351,8 @@ def _asks(reading: Reading, draft: _Draft) -> int | None:
 
 
 def _declared_test(reading: Reading) -> bool:
-    """Whether the text calls itself a test of the system that nobody need act upon: its alarming words are samples."""
-    return (
-        reading.has("test_declared")
-        and (reading.has("disregard") or reading.has("test_of"))
-        and not reading.has("they_say_test")
-    )
+    """Whether the text calls itself a test that nobody need act upon: its alarming words are samples."""
+    return reading.has("test_declared") and reading.has("disregard") and not reading.has("they_say_test")
 
 
 def _is_over(draft: _Draft) -> bool:

@@ -1,5 +1,7 @@
 """Officials: named as the one who does it they are complicit; told, asked, near or helping they are not."""
 
+import time
+
 import pytest
 
 from service.triage import Triage, assess
@@ -189,3 +191,18 @@ def test_a_club_for_sport_is_no_bar(triage: Triage, text: str) -> None:
 @pytest.mark.parametrize("text", ["des filles de 14 ans servent dans un club de nuit", "girls of 14 at the night club"])
 def test_a_night_club_is_a_bar(triage: Triage, text: str) -> None:
     assert "bar" in suggested(triage, text)["venue_type"]
+
+
+@pytest.mark.parametrize("words", ["police beats man girl ", "ប៉ូលិសវាយក្មេង", "police keeps the girl by the police "])
+def test_a_text_stuffed_with_officials_is_read_in_time(triage: Triage, words: str) -> None:
+    text = (words * 10_000)[:10_000]
+    assess(triage, text)
+    took = min(timed(triage, text) for _ in range(3))
+
+    assert took < 0.25  # 50 ms on an idle core
+
+
+def timed(triage: Triage, text: str) -> float:
+    start = time.process_time()
+    assess(triage, text)
+    return time.process_time() - start

@@ -285,6 +285,8 @@ def test_a_declared_test_is_no_danger_and_an_undeclared_one_is(triage: Triage) -
     assert level(triage, alarm) == "P1"
     assert level(triage, f"he said it was a test, please help: {alarm}") == "P1"
     assert level(triage, f"this is not a test: {alarm}") == "P1"
+    assert level(triage, f"after the english test the new staff shut the door: {alarm}") == "P1"
+    assert level(triage, f"TEST, please ignore: {alarm}", reporter="self_child") == "P1"
 
 
 # Places that are only named
