@@ -423,7 +423,7 @@ def _enrolled(made: Installation, sessions: Sessions, person: Mapping[str, str])
             password=password,
             now=now,
         )
-        staff.grant(tx, made.ledger, card, private, joined, joined, keys, now)
+        staff.grant(tx, made.ledger, made.secret("row_key"), card, private, joined, joined, keys, now)
         tx.flush()
         tx.refresh(joined)
         tx.expunge(joined)

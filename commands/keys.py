@@ -25,7 +25,7 @@ from service.staff import SignedIn
 from service.vault import boxes, members, passwords
 from service.vault.cards import Cards, read_cards
 from service.vault.members import MemberKeys
-from service.walls import Seat, Viewer
+from service.walls import Seat, viewer
 
 DUE = timedelta(days=5)  # so long before its end a key is said to be due
 
@@ -365,7 +365,8 @@ def unit_first(options: argparse.Namespace, talk: Talk) -> None:
         raise Invalid("this file does not hold the key that the cards name for this unit")
     member, keys = _member(host, options.account, talk)
     now = datetime.now(UTC)
-    write(host.sessions, lambda tx: staff.grant(tx, host.ledger, card, private, member, member, keys, now))
+    give = partial(staff.grant, ledger=host.ledger, row_key=host.row_key, card=card, unit_private=private, now=now)
+    write(host.sessions, partial(give, member=member, granter=member, granter_keys=keys))
     talk.say(f"{member.account} holds the key of {card.unit}.")
 
 
@@ -391,7 +392,8 @@ def recovery_take(options: argparse.Namespace, talk: Talk) -> None:
     given = recovering.read_given(options.file.read_text())
     member, keys = _member(host, options.account, talk)
     now = datetime.now(UTC)
-    write(host.sessions, lambda tx: recovering.take(tx, host.ledger, host.cards, given, member, keys, now))
+    take = partial(recovering.take, ledger=host.ledger, row_key=host.row_key, deck=host.cards, now=now)
+    write(host.sessions, partial(take, given=given, member=member, keys=keys))
     talk.say(f"{member.account} holds the key of {given.unit}. The use of the recovery key stands in the history.")
 
 
@@ -420,10 +422,9 @@ def _signed_in(host: Host, account: str, talk: Talk) -> SignedIn:
                 select(col(UnitGrant.unit), col(UnitGrant.generation)).where(col(UnitGrant.member) == member.id)
             ).all()
         )
-    cards = [card for card in host.cards.units if (card.unit, card.generation) in granted]
-    seats = tuple(Seat(card.unit, card.kind, card.organisation) for card in cards)
-    viewer = Viewer(member.id, member.chain, member.name, member.name_km, member.role, member.organisation, seats)
-    return SignedIn(viewer, keys, b"", "")
+        cards = [card for card in host.cards.units if (card.unit, card.generation) in granted]
+        seats = tuple(Seat(card.unit, card.kind, card.organisation) for card in cards)
+        return SignedIn(viewer(session, host.row_key, member, seats), keys, b"", "")
 
 
 def _moment(text: str) -> datetime:

@@ -315,9 +315,9 @@ def build(settings: Settings) -> Worker:
 
 def effects_of(work: Casework) -> dict[str, Effect]:
     """Return what is done once it is witnessed, by its name in the action of an event."""
-    targets = {"claim_targets": work.claim_targets, "act_targets": work.act_targets}
+    claim, act = work.claim_targets, work.act_targets
     return {
-        "lower": partial(levels.take_effect, ledger=work.ledger, **targets),
+        "lower": partial(levels.take_effect, ledger=work.ledger, claim_targets=claim, act_targets=act),
         "narrow": partial(exclusions.take_effect, ledger=work.ledger),
         "close": partial(closures.take_effect, work=work),
     }

@@ -160,9 +160,10 @@ def lower_level(
             continue
         clock.due_at = max(clock.due_at, case.received_hour + target)
         if clock.span is not None:
-            clock.span = int(target.total_seconds())
-            clock.step = first_step(level)
-            clock.next_at = step_at(clock.step, clock.due_at, clock.span)
+            claiming = clock.kind == ClockKind.CLAIM
+            clock.span = int((target if claiming else answer_time(level)).total_seconds())
+            clock.step = first_step(level) if claiming else Step.LAPSED
+            clock.next_at = step_at(clock.kind, clock.step, clock.due_at, clock.span)
             _leave_out_reminders(clock, now)
     tx.flush()
     return next_due(tx, case)

@@ -71,7 +71,6 @@ class Settings(BaseSettings):
     ledger_policy_file: Path | None = None
     ledger_seen_dir: Path | None = None
     """Checkpoints seen before, as files: a tree behind one of them halts the ledger."""
-    cover_key_file: Path | None = None
 
     emergency_numbers: Annotated[tuple[str, ...], NoDecode] = ("1280 Child helpline", "117 Police")
     ruleset_file: Path = ROOT / "service" / "triage" / "rules" / "kh-hotline-triage.yaml"

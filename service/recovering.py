@@ -104,7 +104,9 @@ def read_given(text: str) -> Given:
         raise Invalid("this is not what the recovery wrote") from None
 
 
-def take(tx: Tx, ledger: Ledger, deck: Cards, given: Given, member: Member, keys: MemberKeys, now: datetime) -> None:
+def take(
+    tx: Tx, ledger: Ledger, row_key: bytes, deck: Cards, given: Given, member: Member, keys: MemberKeys, now: datetime
+) -> None:
     """Grant a recovered unit key to the member it was sealed to, signed by that member, and append that it was used.
 
     Raises CannotOpen when it is for somebody else or another unit, Conflict when the member holds it already.
@@ -121,7 +123,7 @@ def take(tx: Tx, ledger: Ledger, deck: Cards, given: Given, member: Member, keys
     actor = Actor(member.role, member.organisation, member.id.hex)
     event = NewEvent(EventType.RECOVERY_USED, now, actor, StateClass.SYSTEM, None, fields)
     append(tx, ledger, fixed_chain("keys"), [event])
-    staff.grant(tx, ledger, card, private, member, member, keys, now)
+    staff.grant(tx, ledger, row_key, card, private, member, member, keys, now)
 
 
 def _read(text: str, form: str) -> dict[str, Any]:

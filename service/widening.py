@@ -44,11 +44,13 @@ def widen(
     card = deck.unit(unit)
     if card.kind == UnitKind.MONITOR or (case.walled and card.kind not in BEHIND_THE_WALL):
         raise Forbidden("This unit may not read this case.")
+    if unit in opened.barred:
+        raise Forbidden("This unit may not read this case.")
     if answer not in ("no", "yes", "unsure"):
         raise Forbidden("The question needs an answer.")
     if answer != "no" and card.kind == UnitKind.UNIT:
         cause = f"widening:{answer}:{unit}"
-        return wall(tx, ledger, case, deck, opened.privates, actor=viewer.actor, cause=cause, now=now)
+        return wall(tx, ledger, case, deck, opened.privates, opened.barred, actor=viewer.actor, cause=cause, now=now)
     held = set(
         tx.scalars(
             select(col(CaseSeal.generation)).where(col(CaseSeal.case) == case.id, col(CaseSeal.unit) == unit)

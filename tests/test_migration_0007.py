@@ -28,7 +28,7 @@ CHANGES = {
 
 @pytest.fixture
 def upgraded(empty_url: str) -> Sessions:
-    assert migrate(empty_url, "0004") == "0004"
+    assert migrate(empty_url, "0006") == "0006"
     sessions = open_database(empty_url)
     with sessions.writing.begin() as connection:
         run(connection, *OLD_ROWS, *MORE_OLD_ROWS, "INSERT INTO ledger_effect (eid, action) VALUES ('e1', X'00')")
@@ -67,7 +67,7 @@ def test_going_back_takes_the_tables_away_and_nothing_else(upgraded: Sessions, e
     with upgraded.writing.connect() as connection:
         config = _alembic(empty_url)
         config.attributes["connection"] = connection
-        alembic.command.downgrade(config, "0004")
+        alembic.command.downgrade(config, "0006")
         connection.commit()
         assert not TABLES & set(inspect(connection).get_table_names())
         assert connection.execute(text("SELECT eid FROM ledger_effect")).all() == [("e1",)]

@@ -26,7 +26,7 @@ INVITATION = (
 
 @pytest.fixture
 def upgraded(empty_url: str) -> Sessions:
-    migrate(empty_url, "0006")
+    migrate(empty_url, "0007")
     sessions = open_database(empty_url)
     with sessions.writing.begin() as connection:
         run(connection, *OLD_ROWS, *MORE_OLD_ROWS, SESSION)
@@ -56,7 +56,7 @@ def test_going_back_takes_the_new_away_and_nothing_else(upgraded: Sessions, empt
     with upgraded.writing.connect() as connection:
         config = _alembic(empty_url)
         config.attributes["connection"] = connection
-        alembic.command.downgrade(config, "0006")
+        alembic.command.downgrade(config, "0007")
         connection.commit()
         inspector = inspect(connection)
         assert not {"invitation", "account_change", "ended_session", "retired_key"} & set(inspector.get_table_names())

@@ -17,7 +17,7 @@ from tests.test_migrations import OLD_ROWS, empty_url
 
 __all__ = ["empty_url"]  # a fixture
 
-BEFORE = "0004"
+BEFORE = "0008"
 ROW_KEY = bytes(range(32))
 CONTACT = uuid.UUID(int=7)
 NEW_TABLES = {"relay_generation", "cards_deck", "unit_recovery", "erasure"}

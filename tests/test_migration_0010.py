@@ -29,7 +29,7 @@ FIRST, SECOND = "0e0e0e0e0e0e4e0e8e0e0e0e0e0e0e0e", "0f0f0f0f0f0f4f0f8f0f0f0f0f0
 
 @pytest.fixture
 def upgraded(empty_url: str) -> Sessions:
-    assert migrate(empty_url, "0008") == "0008"
+    assert migrate(empty_url, "0009") == "0009"
     sessions = open_database(empty_url)
     with sessions.writing.begin() as connection:
         run(connection, *OLD_ROWS, TIP)
@@ -60,7 +60,7 @@ def test_going_back_takes_both_tables_away_and_nothing_else(upgraded: Sessions, 
     with upgraded.writing.connect() as connection:
         config = _alembic(empty_url)
         config.attributes["connection"] = connection
-        alembic.command.downgrade(config, "0008")
+        alembic.command.downgrade(config, "0009")
         connection.commit()
         assert not {"mailbox", "question"} & set(inspect(connection).get_table_names())
         assert connection.execute(text("SELECT channel FROM tip")).all() == [("web",)]

@@ -1,6 +1,6 @@
 """The ledger's tree: leaves, tiles, checkpoints, witnesses' lines, promises; when an effect was run
 
-Revision: 0007, after 0004
+Revision: 0007, after 0006
 
 A leaf, a checkpoint or a line is written once: triggers refuse anything else, as they do for events. A superuser can
 switch them off; the proof is the tree.
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0007"
-down_revision = "0004"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 

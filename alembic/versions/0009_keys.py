@@ -1,6 +1,6 @@
 """Keys that change: relay generations, decks, recovery seals; tags of what a contact may be used for
 
-Revision: 0009, after 0004
+Revision: 0009, after 0008
 
 A contact of the version before has no tags of its tip and of its silence. It is not written to by machine, and its next
 text begins a tip of its own: whoever can write rows could have taken a tag away.
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0009"
-down_revision = "0004"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 

@@ -39,7 +39,6 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "RELAY_KEY": ("relay.key", {"worker"}),
     "RELAY_IDENTITY": ("relay.identity", {"worker"}),
     "COVER_KEY": ("cover.key", {"worker"}),
-    "LEDGER_KEY": ("ledger.key", set()),
 }
 OFFLINE = ("root.seed", "backup.key", "recovery.boxes.key", "unit-siem-reap.key", "custodian-a.key")
 PROCESSES = ("public", "staff", "worker")

@@ -108,7 +108,9 @@ def take(world: World, text: str, name: str) -> None:
     what = recovering.read_given(text)
     write(
         world.sessions,
-        lambda tx: recovering.take(tx, world.ledger, world.founding.cards, what, member, keys, NOW),
+        lambda tx: recovering.take(
+            tx, world.ledger, world.founding.row_key, world.founding.cards, what, member, keys, NOW
+        ),
     )
 
 
