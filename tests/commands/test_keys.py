@@ -178,7 +178,9 @@ def a_line(generation: int, kind: str = "screening", organisation: str = "org-a"
 
 
 @pytest.mark.parametrize(
-    "line", ["", "unit screening", a_line(1), a_line(3), a_line(2, kind="oversight"), a_line(2, organisation="org-b")]
+    "line",
+    ["", "unit screening", a_line(1), a_line(3), a_line(2, kind="oversight"), a_line(2, organisation="org-b")],
+    ids=["empty", "cut", "the same", "skips one", "another kind", "another organisation"],
 )
 def test_the_root_signs_only_a_units_next_line(scene: Rehearsal, line: str) -> None:
     new, root = scene.folder / "next.note", scene.offline / offline.ROOT_SEED
