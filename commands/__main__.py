@@ -34,6 +34,9 @@ COMMANDS = {
 }
 
 
+APART = {("ledger", "witness"): "commands.witness"}  # run by others than the hotline: loads nothing of it
+
+
 def main(arguments: list[str]) -> int:
     """Run the command named first in `arguments` with the rest; return the exit code.
 
@@ -43,8 +46,11 @@ def main(arguments: list[str]) -> int:
     if name not in COMMANDS:
         print(f"usage: ./hotline COMMAND [arguments], with COMMAND one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    module = COMMANDS[name]
+    if (name, *rest[:1]) in APART:
+        module, rest = APART[name, rest[0]], rest[1:]
     try:
-        code: int = importlib.import_module(COMMANDS[name]).main(rest)
+        code: int = importlib.import_module(module).main(rest)
         sys.stdout.flush()
         return code
     except Misconfigured as fault:

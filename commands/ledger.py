@@ -29,6 +29,8 @@ from service.vault import boxes
 READY = "signer_ready"
 
 EPILOG = """\
+hotline ledger witness --help explains the program that others run, to cosign this history.
+
 exit code: 0 in order, 1 something does not fit (what and where first is said), 2 it could not be checked
 """
 

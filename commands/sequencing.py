@@ -1,15 +1,18 @@
 """What a sequencer is made of, out of the settings: shared by the worker and ``hotline ledger``."""
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
+from commands.offering import Offers
 from commands.serve import read_policy_text
 from service.ceremony import write_secret
 from service.config import Settings, read_secret
-from service.db import Sessions
+from service.db import Sessions, write
 from service.errors import BadNote, Misconfigured
 from service.ledger import notes
+from service.ledger.cosigning import note_witness
 from service.ledger.events import Ledger
 from service.ledger.notes import Policy
 from service.ledger.sequencer import Effect, NoWitnesses, Sequencer, Witnesses
@@ -102,19 +105,33 @@ def build_sequencer(
                 " for a worker beside which no signer runs"
             )
         return None
+    if settings.ledger_publish_seconds < 60 and not settings.demo:
+        raise Misconfigured("HOTLINE_LEDGER_PUBLISH_SECONDS: less than 60 shows which minute's leaf is whose tip")
     log = read_log_key(settings)
     if isinstance(signer, Signer) and signer.verifier != log:
         raise Misconfigured("HOTLINE_LEDGER_VKEY does not belong to the key in HOTLINE_LEDGER_SIGNER_DIR")
-    return Sequencer(
+    policy = read_policy(settings, log)
+    offers = None if policy is None else Offers(policy)
+    sequencer = Sequencer(
         sessions=sessions,
         ledger=ledger,
         signer=signer,
         log=log,
-        policy=read_policy(settings, log),
+        policy=policy,
         cover_key=read_secret(settings.cover_key_file, "cover_key_file", length=32),
         now=now,
-        witnesses=witnesses or NoWitnesses(),
+        witnesses=witnesses or offers or NoWitnesses(),
         effects=effects,
         seen=read_seen(settings),
         alarm=alarm,
+        publish_every=timedelta(seconds=settings.ledger_publish_seconds),
     )
+    if offers is not None:
+        offers.late = sequencer.take_line
+        offers.tell = lambda name, kind: _note_witness(sequencer, name, kind)
+    return sequencer
+
+
+def _note_witness(sequencer: Sequencer, name: str, kind: str | None) -> None:
+    note = partial(note_witness, ledger=sequencer.ledger, name=name, kind=kind, now=sequencer.now())
+    write(sequencer.sessions, note)

@@ -88,6 +88,7 @@ def main(arguments: list[str]) -> int:
 def public() -> Any:
     """Return the public ASGI app, ready to serve. Raises Misconfigured when it is not safe to start."""
     from webhooks.app import create_app  # each process loads its own app only: see tests/commands/test_serve.py
+    from webhooks.cosignature import cosignature_route
     from webhooks.log import log_routes
 
     settings = settings_from_environment()
@@ -107,6 +108,7 @@ def public() -> Any:
     triage = replace(triage, ruleset=book.at(datetime.now(UTC)))
     ledger = Ledger(settings.origin, cards.monitor().public)
     say_started(settings, sessions, ledger, "public", cards)
+    policy = read_policy_text(settings)
     writer = Writer(sessions, group_size=settings.group_size)
     intake = Intake(
         writer=writer,
@@ -159,7 +161,7 @@ def public() -> Any:
         health=health,
         notice=notice,
         lifespan=lifespan,
-        log=log_routes(sessions, read_policy_text(settings)),
+        log=[*log_routes(sessions, policy), cosignature_route(policy, writer.submit)],
     )
 
 

@@ -191,8 +191,12 @@ class Worker:
 
     def publish(self) -> None:
         """Publish the ledger's head, have it witnessed, and run what then takes effect."""
-        if self.sequencer is not None and self.sequencer.publish_if_due():
+        if self.sequencer is None:
+            return
+        if self.sequencer.publish_if_due():
             write(self.sessions, partial(metrics.seen, name=metrics.PUBLISHED, at=self.now()))
+        else:
+            self.sequencer.settle_if_new()
 
     def alive(self, vital: Iterable["_Duty"]) -> None:
         """Leave a sign that a worker lives: that people are told and texts go out, not that there is a process."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.errors import Misconfigured
@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     ledger_policy_file: Path | None = None
     ledger_seen_dir: Path | None = None
     """Checkpoints seen before, as files: a tree behind one of them halts the ledger."""
+    ledger_publish_seconds: int = Field(default=60, ge=1, le=300)
+    """How often a head is published. Less than a minute, in the demo alone, would time one tip for who watches."""
+    cover_key_file: Path | None = None
 
     emergency_numbers: Annotated[tuple[str, ...], NoDecode] = ("1280 Child helpline", "117 Police")
     ruleset_file: Path = ROOT / "service" / "triage" / "rules" / "kh-hotline-triage.yaml"

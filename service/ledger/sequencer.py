@@ -9,7 +9,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Protocol
 
@@ -38,6 +38,7 @@ from service.ledger.notes import Checkpoint, Policy
 from service.ledger.signer import Signing
 from service.models import (
     LedgerCheckpoint,
+    LedgerCosignature,
     LedgerEffect,
     LedgerLeaf,
     LedgerPending,
@@ -50,6 +51,7 @@ log = structlog.get_logger("sequencer")
 
 BATCH = 5000  # leaves a round
 PUBLISH_EVERY = timedelta(minutes=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 PROMISE_AFTER = timedelta(seconds=5)
 MOST_COVER = 4  # leaves a minute; at least one
 
@@ -91,7 +93,8 @@ class Sequencer:
 
     log: the key that heads are checked with. policy: whose lines count; None where nobody cosigns, and nothing is
     ever witnessed. effects: by the ``do`` of an action, what is run once its event is witnessed; each does nothing
-    when it is wanted no more. cover_key: 32 bytes. alarm: told in one word why the ledger halted.
+    when it is wanted no more. cover_key: 32 bytes. alarm: told in one word why the ledger halted. publish_every: how
+    often a head is published, counted from the full minute.
     """
 
     sessions: Sessions
@@ -105,6 +108,7 @@ class Sequencer:
     effects: Mapping[str, Effect] = field(default_factory=dict)
     seen: Sequence[str] = ()
     alarm: Callable[[str], None] = lambda reason: None
+    publish_every: timedelta = PUBLISH_EVERY
 
     def __post_init__(self) -> None:
         self._election: Election = election(self.sessions)
@@ -115,6 +119,7 @@ class Sequencer:
         self._covered_until: datetime | None = None
         self._waiting: dict[int, datetime] = {}
         self._published: datetime | None = None  # the minute
+        self._lines = 0  # above the witnessed size, as last seen
 
     @property
     def leads(self) -> bool:
@@ -297,7 +302,8 @@ class Sequencer:
 
     def publish_if_due(self) -> bool:
         """Publish once a minute, when it begins; at once where this one has just begun to lead."""
-        minute = self.now().replace(second=0, microsecond=0)
+        now = self.now()
+        minute = now - (now - EPOCH) % self.publish_every
         if not self.leads or minute == self._published:
             return False
         self._published = minute
@@ -347,6 +353,18 @@ class Sequencer:
         if self.policy is not None and self._epoch is not None:
             write(self.sessions, partial(_note_witnessed, policy=self.policy, epoch=self._epoch))
             self.run_effects()
+
+    def settle_if_new(self) -> None:
+        """P4 for lines that came by themselves: late ones, and those of witnesses that fetch the head."""
+        if not self.leads:
+            return
+        with self.sessions.read() as session:
+            state = tree.state_of(session)
+            above = select(func.count()).where(col(LedgerCosignature.size) > state.witnessed_size)
+            lines = session.scalar(above) or 0
+        if lines != self._lines and not state.halted:
+            self.settle()
+            self._lines = lines
 
     def run_effects(self) -> None:
         """Run the effects of witnessed events that were not run, each in its own transaction, once."""
