@@ -16,12 +16,12 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from commands import processes
+from commands import demo_witnesses, processes
 from commands.demo_cast import PASSPHRASE, PEOPLE, PLANS
-from commands.demo_folder import DEFAULT, DISK_FULL, KEYS, LOGS, CannotStart, DemoFolder, explain
+from commands.demo_folder import DEFAULT, DISK_FULL, KEYS, LOGS, WITNESSES, CannotStart, DemoFolder, explain
 from commands.processes import Child, ChildEnded, logged
 from service import logs
-from service.errors import BadCards, BadNote, Unavailable
+from service.errors import BadCards, BadNote, Misconfigured, Unavailable
 from service.models import Role
 from service.schema import migrate
 from service.vault.cards import read_cards, read_relay_note
@@ -34,7 +34,7 @@ EPILOG = """\
 examples:
   ./hotline demo                     look around; Ctrl-C ends it, the data stays in var/
   ./hotline demo --reset             begin anew with fresh keys and data
-  ./hotline demo --port-offset 100   on ports 8100 to 8103, when one of 8000 to 8003 is taken
+  ./hotline demo --port-offset 100   on ports 8100 to 8103 and 8110 to 8113, when one of the usual is taken
 
 Every name and number in it is invented. All keys lie under one user: the demo protects nobody.
 It needs no network and no account with a provider.
@@ -60,6 +60,11 @@ Send a text from one of the phones, or with this line in a second terminal; then
 
   {prefix}./hotline simulate sms "{text}" --from +85500000001
 
+Each step of a case goes into a ledger that four witnesses sign (ports {witnesses}); three of them must have seen
+what closes or weakens a case. On one machine they prove nothing: who holds it holds all four keys. In earnest they are
+run by others: ./hotline ledger witness --help
+សាក្សីបួននៅលើម៉ាស៊ីនតែមួយ មិនបញ្ជាក់អ្វីទេ។ ក្នុងការប្រើពិត អ្នកផ្សេងជាអ្នកដំណើរការសាក្សីទាំងនោះ។
+
 From another machine, with this one's name for HOST:
 
   ssh {forwards} HOST
@@ -67,6 +72,9 @@ From another machine, with this one's name for HOST:
 Ctrl-C ends it. The data stays in {folder}; start with --reset to begin anew.
 ចុច Ctrl-C ដើម្បីបញ្ចប់។
 """
+WITNESS_GONE = """\
+{name} has ended; {left} of the witnesses are left, and {need} are needed. With fewer, nothing is closed or lowered,
+and everything else goes on. Start the demo again to have it back."""
 EXAMPLE = "សូមជួយផង ក្មេងស្រីម្នាក់ត្រូវគេចាក់សោក្នុងបន្ទប់ឥឡូវនេះ នៅផ្ទះសំណាក់ក្បែរផ្សារ ខេត្តសៀមរាប"
 
 
@@ -78,11 +86,18 @@ class Ports:
     staff: int
     simulator: int
     metrics: int
+    witnesses: tuple[int, ...]
 
     @classmethod
     def at(cls, offset: int) -> "Ports":
         """The usual ports, `offset` higher."""
-        return cls(8000 + offset, 8001 + offset, 8002 + offset, 8003 + offset)
+        witnesses = tuple(demo_witnesses.FIRST + n + offset for n in range(len(demo_witnesses.WORDS)))
+        return cls(8000 + offset, 8001 + offset, 8002 + offset, 8003 + offset, witnesses)
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """Every port."""
+        return self.public, self.staff, self.simulator, self.metrics, *self.witnesses
 
     @property
     def settings(self) -> dict[str, str]:
@@ -139,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def check_ports(ports: Ports, offset: int) -> None:
     """Return if every port is free. Raises CannotStart, naming all that are taken, before anything is begun."""
-    taken = [str(port) for port in (ports.public, ports.staff, ports.simulator, ports.metrics) if not _is_free(port)]
+    taken = [str(port) for port in ports.all if not _is_free(port)]
     if taken:
         which = f"Port {taken[0]} is" if len(taken) == 1 else f"Ports {', '.join(taken)} are"
         raise CannotStart(
@@ -175,12 +190,14 @@ def prepare(folder: DemoFolder, ports: Ports, *, reset: bool) -> dict[str, str]:
             print("hotline demo: interrupted; the next start begins the set-up again.", file=sys.stderr)
             raise
         folder.write_settings(settings)
+        _write_policy(folder, settings, ports)
         folder.complete()
         return settings
     settings = folder.read_settings() | ports.settings
     _check_relay(folder, settings)
     migrate(settings["HOTLINE_DATABASE_URL"])
     folder.write_settings(settings)
+    _write_policy(folder, settings, ports)
     return settings
 
 
@@ -196,6 +213,17 @@ def _set_up(folder: DemoFolder, ports: Ports) -> dict[str, str]:
         )
         | ports.settings
     )
+
+
+def _write_policy(folder: DemoFolder, settings: Mapping[str, str], ports: Ports) -> None:
+    """Write the policy anew: the witnesses stay, their addresses go with the ports. Raises CannotStart."""
+    if "HOTLINE_LEDGER_POLICY_FILE" not in settings:
+        return
+    log, public = settings["HOTLINE_LEDGER_VKEY"], settings["HOTLINE_PUBLIC_URL"]
+    try:
+        folder.write_policy(demo_witnesses.policy_text(folder.path / WITNESSES, log, public, ports.witnesses))
+    except Misconfigured:
+        raise CannotStart(f"The witnesses in {folder.shown} are damaged. Begin anew, with --reset") from None
 
 
 def _check_relay(folder: DemoFolder, settings: Mapping[str, str]) -> None:
@@ -227,24 +255,37 @@ def run(folder: DemoFolder, settings: Mapping[str, str], ports: Ports, began: fl
     environment = child_environment(os.environ, settings)
     (folder.path / LOGS).mkdir(mode=0o700, exist_ok=True)
     children: list[Child] = []
+    witnesses: list[Child] = []
     with stop_signals() as stopping:
         try:
             for name, (arguments, port) in _children(ports).items():
                 log = folder.path / LOGS / f"{name}.log"
                 ready = processes.answers(f"http://127.0.0.1:{port}/health/ready") if port else logged(log, READY_SIGN)
                 children.append(processes.start(name, arguments, environment, log=log, ready=ready))
-            if processes.wait_until_ready(children, stopping):
+            for name, arguments, port in demo_witnesses.children(folder.path / WITNESSES, ports.witnesses):
+                log, ready = folder.path / LOGS / f"{name}.log", processes.answers(f"http://127.0.0.1:{port}/")
+                witnesses.append(processes.start(name, arguments, environment, log=log, ready=ready))
+            if processes.wait_until_ready([*children, *witnesses], stopping):
                 print(summary(folder, ports, time.monotonic() - began), flush=True)
             while not stopping.wait(0.2):
                 processes.check_alive(children)
+                witnesses = _still_witnessing(witnesses)
         except ChildEnded as fault:
             print(f"hotline demo: {fault}\nThe demo stops.", file=sys.stderr)
             return 1
         finally:
-            processes.stop(children)
+            processes.stop([*children, *witnesses])
     with suppress(OSError):  # the terminal may be what has ended
         print(f"\nEnded. The data stays in {folder.shown}", flush=True)
     return 0
+
+
+def _still_witnessing(witnesses: list[Child]) -> list[Child]:
+    """Return the witnesses that run, after a word about each that has ended: that is theirs to do at any time."""
+    left = [child for child in witnesses if child.process.poll() is None]
+    for gone in (child for child in witnesses if child not in left):
+        print(WITNESS_GONE.format(name=gone.name, left=len(left), need=demo_witnesses.NEED), flush=True)
+    return left
 
 
 def _children(ports: Ports) -> dict[str, tuple[list[str], int | None]]:
@@ -290,6 +331,7 @@ def summary(folder: DemoFolder, ports: Ports, seconds: float) -> str:
         public=f"http://127.0.0.1:{ports.public}/",
         staff=f"http://127.0.0.1:{ports.staff}/",
         forwards=" ".join(f"-L {p}:127.0.0.1:{p}" for p in (ports.public, ports.staff, ports.simulator)),
+        witnesses=f"{ports.witnesses[0]} to {ports.witnesses[-1]}",
         passphrase=PASSPHRASE,
         accounts="\n".join(accounts),
         prefix="" if folder.path == DEFAULT else f"HOTLINE_SETTINGS={folder.settings_file} ",

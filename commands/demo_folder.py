@@ -18,13 +18,14 @@ from service.config import ROOT
 
 DEFAULT = ROOT / "var"
 DATABASE, KEYS, LOGS, SETTINGS = "hotline.db", "keys", "logs", "demo.env"
+WITNESSES, POLICY = "witnesses", "policy"
 MARKER, LOCK = "demo.marker", "demo.lock"
 FORMAT = 3  # one more when a new version needs what an older set-up did not make
 
 DISK_FULL = "The disk is full. The demo needs about 10 MB in {folder}\nMake room, then start it again."
 
-_OWN = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal", KEYS, LOGS, SETTINGS)
-_NEEDED = (DATABASE, f"{KEYS}/cards.note", SETTINGS)
+_OWN = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal", KEYS, LOGS, SETTINGS, WITNESSES, POLICY)
+_NEEDED = (DATABASE, f"{KEYS}/cards.note", SETTINGS, WITNESSES)
 
 
 class CannotStart(Exception):
@@ -127,6 +128,10 @@ class DemoFolder:
         """Write the settings, whole or not at all, in the form that ``HOTLINE_SETTINGS`` may name."""
         head = f"# The demo's settings. HOTLINE_SETTINGS={self.settings_file} ./hotline COMMAND uses them.\n"
         _replace(self.settings_file, head + "".join(f"{name}='{value}'\n" for name, value in settings.items()))
+
+    def write_policy(self, text: str) -> None:
+        """Write whose signatures count for the ledger, whole or not at all."""
+        _replace(self.path / POLICY, text)
 
     def _own(self) -> list[str]:
         return [name for name in _OWN if (self.path / name).exists()]

@@ -16,8 +16,9 @@ from sqlalchemy import func, select
 from sqlmodel import col
 
 from commands import demo_cast as cast
+from commands import demo_witnesses
 from commands.demo_cast import Claimed, HandedOn, Opened, Person, Story, Told
-from commands.demo_folder import DATABASE, KEYS
+from commands.demo_folder import DATABASE, KEYS, POLICY, WITNESSES
 from commands.sequencing import make_signer
 from service import cases, ceremony, ladder, reading, staff
 from service.ceremony import Founding
@@ -98,6 +99,7 @@ def settle(folder: Path, *, public_url: str, now: datetime, say: Say) -> dict[st
     named = ceremony.write_files(founding, folder / KEYS, twilio_token=token_hex(16), twilio_api_key=token_hex(16))
     named |= ceremony.public_files(folder / KEYS) | ceremony.worker_files(folder / KEYS)
     named |= make_signer(folder / KEYS / "ledger", settings.origin)
+    demo_witnesses.make(folder / WITNESSES, named["HOTLINE_LEDGER_VKEY"])
     database_url = f"sqlite:///{folder / DATABASE}"
     migrate(database_url)
     stories = cast.read_stories()
@@ -123,6 +125,8 @@ def settle(folder: Path, *, public_url: str, now: datetime, say: Say) -> dict[st
         "HOTLINE_TWILIO_NUMBERS": ",".join(NUMBERS),
         "HOTLINE_DUTY": json.dumps(cast.DUTY),
         "HOTLINE_CODE_POOL": "10",
+        "HOTLINE_LEDGER_POLICY_FILE": str(folder / POLICY),
+        "HOTLINE_LEDGER_PUBLISH_SECONDS": str(demo_witnesses.PUBLISH_SECONDS),
         **named,
     }
 

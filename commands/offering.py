@@ -21,7 +21,8 @@ from service.vault.note import MOST_BYTES, split_note
 
 log = structlog.get_logger("witnesses")
 
-PATIENCE = 10.0  # seconds for all of an offer
+PATIENCE = 10.0  # seconds that a round waits
+LATE = 60.0  # seconds after which a line is not waited for on the side either
 HEADS = 5.0  # seconds for the heads that are known at start-up
 LINGER = 1.0  # seconds for the others once there is a quorum
 ATTEMPTS = 3  # the second with the size that the witness told, the third if it moved meanwhile
@@ -186,7 +187,7 @@ class Offers:
         for _ in range(ATTEMPTS):
             proof = [] if old in (0, head.size) else round_.prove(old)
             url = f"{str(witness.url).rstrip('/')}/add-checkpoint"
-            status, body = ask(url, Request(old, proof, round_.note).body, seconds=self.patience, most=MOST_BYTES)
+            status, body = ask(url, Request(old, proof, round_.note).body, seconds=LATE, most=MOST_BYTES)
             if status == 200:
                 return self._read_line(witness, head, body)
             if status != 409:

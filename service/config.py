@@ -73,7 +73,6 @@ class Settings(BaseSettings):
     """Checkpoints seen before, as files: a tree behind one of them halts the ledger."""
     ledger_publish_seconds: int = Field(default=60, ge=1, le=300)
     """How often a head is published. Less than a minute, in the demo alone, would time one tip for who watches."""
-    cover_key_file: Path | None = None
 
     emergency_numbers: Annotated[tuple[str, ...], NoDecode] = ("1280 Child helpline", "117 Police")
     ruleset_file: Path = ROOT / "service" / "triage" / "rules" / "kh-hotline-triage.yaml"

@@ -13,7 +13,7 @@ import pytest
 
 from commands import demo, demo_cast, demo_setup
 from commands.demo import Ports
-from commands.demo_folder import KEYS, CannotStart, DemoFolder, State
+from commands.demo_folder import KEYS, WITNESSES, CannotStart, DemoFolder, State
 from service import ceremony
 from service.errors import StorageUnavailable
 from tests.commands.builders import free_offset
@@ -38,6 +38,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         calls.append(folder)
         founding = ceremony.found(demo_cast.PLANS, now=datetime.now(UTC))
         named = ceremony.write_files(founding, folder / KEYS, twilio_token="t")
+        (folder / WITNESSES).mkdir()
         (folder / "hotline.db").write_text(f"set-up {len(calls)}")
         database = {"HOTLINE_DATABASE_URL": "sqlite:///none", "HOTLINE_PUBLIC_URL": public_url}
         return database | named
@@ -107,6 +108,7 @@ def test_an_interrupted_set_up_begins_anew(fault, empty, quick, monkeypatch):
     works = demo_setup.settle
 
     def fails(folder: Path, **_: Any) -> Any:
+        (folder / WITNESSES).mkdir()
         (folder / "hotline.db").write_text("half")
         raise fault
 

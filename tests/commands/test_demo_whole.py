@@ -216,7 +216,7 @@ def test_a_text_reaches_an_investigator_and_ctrl_c_ends_it(settled, database, mo
         hand_on(staff, new[0])
         claim_and_read(Browser(8001 + running_demo.offset), new[0])
         children = running_demo.children
-        assert len(children) == 4
+        assert len(children) == 8
     finally:
         began = time.monotonic()
         last = end(running_demo)
@@ -225,7 +225,7 @@ def test_a_text_reaches_an_investigator_and_ctrl_c_ends_it(settled, database, mo
     assert time.monotonic() - began < 6
     assert "The data stays in" in last
     assert not [pid for pid in children if running(pid)]
-    for port in (8000, 8001, 8002, 8003):
+    for port in Ports.at(0).all:
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port + running_demo.offset)) == errno.ECONNREFUSED
     assert len(all_cases(database)) == before + 1  # what the set-up made is still there
