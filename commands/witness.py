@@ -56,7 +56,8 @@ A witness signs a head of the ledger only if its tree begins with the tree it si
   pack, sign, add   the same over a USB stick, for a machine that has no network at all
 
 Keep the folder. A key whose memory is lost must never sign again: make a new one, and tell the hotline.
-What the log signed and the witness refused lies in the folder refused/: it is proof. Show it to the others.
+What the log signed and was refused all the same is kept in the folder refused/. A file fork-… holds two heads of one
+size that the log signed: proof, for anybody, of two histories. Show it to the other witnesses.
 
 exit code: 0 done, 1 refused or not reached, 2 wrong use
 """
@@ -373,7 +374,8 @@ def _sign(options: argparse.Namespace) -> int:
     answer = witness.add_checkpoint(body)
     if answer.status != 200:
         if answer.status == 409:
-            print(f"Pack again, with --old {answer.text.strip()}", file=sys.stderr)
+            print(f"This machine stands elsewhere. Pack again, with --old {answer.text.strip()}", file=sys.stderr)
+            return 1
         return _say_refused(answer, witness)
     target = _answer_of(options.file)
     target.write_bytes(submission_of(answer.text, parse_request(body).note))
