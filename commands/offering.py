@@ -142,7 +142,7 @@ class Offers:
         try:
             told = self._obtain(witness, round_)
         except (NoAnswer, HotlineError, LookupError) as fault:
-            log.info("witness_away", error=type(fault).__name__)
+            log.info("witness_away", kind=name, error=type(fault).__name__)
         finally:
             with self._lock:
                 self._busy.discard(name)
@@ -173,7 +173,7 @@ class Offers:
         if name in self._told and self._told[name] == kind:
             return
         if kind is not None:
-            log.error("witness_refused", kind=kind)
+            log.error("witness_refused", kind=name, status=kind)
         try:
             self.tell(name, kind)
             self._told[name] = kind

@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 
-from commands import demo, demo_cast, demo_setup
+from commands import demo, demo_cast, demo_setup, demo_witnesses
 from commands.demo import Ports
 from commands.demo_folder import KEYS, WITNESSES, CannotStart, DemoFolder, State
+from commands.processes import Child
 from service import ceremony
 from service.errors import StorageUnavailable
+from service.ledger.notes import parse_policy
+from service.vault import boxes
+from service.vault.note import vkey
 from tests.commands.builders import free_offset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -264,3 +268,47 @@ def test_nothing_of_it_can_be_read_by_others(tmp_path, quick):
     found = [tmp_path / "var", *(tmp_path / "var").rglob("*")]
     assert len(found) >= 4
     assert [path for path in found if path.stat().st_mode & 0o077] == []
+
+
+# The witnesses
+
+
+def test_the_witnesses_stay_and_their_addresses_go_with_the_ports(empty):
+    log = vkey("127.0.0.1:8000/log", boxes.signing_public_of(b"\x01" * 32))
+    demo_witnesses.make(empty.path / WITNESSES, log)
+
+    first, second = (
+        parse_policy(
+            demo_witnesses.policy_text(empty.path / WITNESSES, log, "http://127.0.0.1:8000", Ports.at(offset).witnesses)
+        )
+        for offset in (0, 500)
+    )
+
+    assert [witness.key for witness in first.witnesses] == [witness.key for witness in second.witnesses]
+    assert [witness.url for witness in second.witnesses] == [f"http://127.0.0.1:{port}/" for port in range(8510, 8514)]
+    names = [witness.key.name for witness in first.witnesses]
+    assert first.is_met_by(names[1:])
+    assert not first.is_met_by(names[2:])
+
+
+def test_a_witness_that_ends_is_said_and_the_demo_goes_on(empty, capsys):
+    own = [subprocess.Popen([sys.executable, "-c", code]) for code in ("", "import time; time.sleep(60)")]
+    witnesses = [Child(f"witness-{n}", process, empty.path / "log", lambda: True) for n, process in enumerate(own)]
+    own[0].wait()
+    try:
+        left = demo._still_witnessing(witnesses)
+        assert [child.name for child in left] == ["witness-1"]
+        shown = capsys.readouterr().out
+        assert "witness-0 has ended; 1 of the witnesses are left, and 3 are needed" in shown
+        assert demo._still_witnessing(left) == left
+        assert capsys.readouterr().out == ""
+    finally:
+        own[1].kill()
+        own[1].wait()
+
+
+def test_the_demo_is_marked_as_damaged_without_its_witnesses(empty, quick):
+    demo.prepare(empty, PORTS, reset=False)
+    (empty.path / WITNESSES).rmdir()
+
+    assert empty.state is State.DAMAGED

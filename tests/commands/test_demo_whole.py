@@ -20,10 +20,12 @@ from sqlalchemy import select
 
 from commands import demo, demo_cast, demo_setup, simulate
 from commands.demo import Ports
-from commands.demo_folder import SETTINGS, DemoFolder, State
+from commands.demo_folder import POLICY, SETTINGS, DemoFolder, State
 from service.config import read_settings
 from service.db import Sessions, open_database
 from service.ledger.events import EventType
+from service.ledger.notes import parse_policy
+from service.ledger.tree import Grade, receipt_of
 from service.models import Case, LedgerEvent
 from service.relay import ACKNOWLEDGEMENTS
 from service.vault import totp
@@ -213,6 +215,9 @@ def test_a_text_reaches_an_investigator_and_ctrl_c_ends_it(settled, database, mo
 
         new: list[str] = []
         assert soon(lambda: new.extend(set(staff.cases()) - set(known)) or new, seconds=2)
+        asked_at = newest_event(database)
+        assert soon(lambda: is_witnessed(database, asked_at), seconds=12)
+        assert on_one_machine_they_prove_nothing(running_demo)
         hand_on(staff, new[0])
         claim_and_read(Browser(8001 + running_demo.offset), new[0])
         children = running_demo.children
@@ -229,6 +234,28 @@ def test_a_text_reaches_an_investigator_and_ctrl_c_ends_it(settled, database, mo
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port + running_demo.offset)) == errno.ECONNREFUSED
     assert len(all_cases(database)) == before + 1  # what the set-up made is still there
+
+
+def newest_event(database: Sessions) -> str:
+    with database.read() as session:
+        newest = select(LedgerEvent.eid).where(LedgerEvent.type == EventType.TIP_SEALED)  # type: ignore[call-overload]
+        return str(session.scalars(newest.order_by(LedgerEvent.at.desc()).limit(1)).one())  # type: ignore[attr-defined]
+
+
+def is_witnessed(database: Sessions, eid: str) -> bool:
+    """Whether a receipt with three of four witnesses proves that the event happened."""
+    with database.read() as session:
+        found = receipt_of(session, eid)
+    return found is not None and found[0] is Grade.WITNESSED
+
+
+def on_one_machine_they_prove_nothing(running_demo: Running) -> bool:
+    folder, offset = running_demo.folder.path, running_demo.offset
+    policy = parse_policy((folder / POLICY).read_text())
+    urls = [witness.url for witness in policy.witnesses]
+    assert urls == [f"http://127.0.0.1:{port + offset}/" for port in (8010, 8011, 8012, 8013)]
+    assert policy.groups["independent"].need == 3
+    return f"ports {8010 + offset} to {8013 + offset}" in running_demo.shown and "prove nothing" in running_demo.shown
 
 
 def assert_summary(running_demo: Running) -> None:
