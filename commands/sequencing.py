@@ -106,7 +106,9 @@ def build_sequencer(
             )
         return None
     if settings.ledger_publish_seconds < 60 and not settings.demo:
-        raise Misconfigured("HOTLINE_LEDGER_PUBLISH_SECONDS: less than 60 shows which minute's leaf is whose tip")
+        raise Misconfigured(
+            "HOTLINE_LEDGER_PUBLISH_SECONDS: less than 60 would time one tip for whoever watches the log"
+        )
     log = read_log_key(settings)
     if isinstance(signer, Signer) and signer.verifier != log:
         raise Misconfigured("HOTLINE_LEDGER_VKEY does not belong to the key in HOTLINE_LEDGER_SIGNER_DIR")

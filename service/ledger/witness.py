@@ -120,12 +120,12 @@ class Witness:
 
     def size(self) -> int:
         """Return the size of the newest head that was cosigned, 0 before the first. Raises as `add_checkpoint`."""
-        with self._alone() as state:
+        with self._open() as state:
             return self._last(state)[0].size
 
     def newest(self) -> str | None:
         """Return the newest head with the log's line and ours, None before the first. Raises as `add_checkpoint`."""
-        with self._alone() as state:
+        with self._open() as state:
             signed, line = state.execute("SELECT signed, line FROM head WHERE origin=?", (self.origin,)).fetchone()
         return signed + line if signed else None
 
@@ -142,7 +142,16 @@ class Witness:
 
     @contextmanager
     def _alone(self) -> Iterator[Any]:
-        """Yield the memory to one thread of one process, and commit durably. A memory that is gone is not remade."""
+        """Yield the memory to one thread of one process, and commit durably."""
+        with self._open() as state:
+            state.execute("PRAGMA synchronous=EXTRA")  # the folder too, so that no power cut brings an old head back
+            state.execute("BEGIN IMMEDIATE")
+            yield state
+            state.execute("COMMIT")
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        """Yield the memory; what is not committed is undone. One that is gone is not made again."""
         path = self.folder / STATE
         try:
             state = sqlite3.connect(
@@ -151,14 +160,11 @@ class Witness:
         except sqlite3.Error:
             raise Misconfigured(f"the witness has no memory at {path}; without it its key must be retired") from None
         try:
-            state.execute("PRAGMA synchronous=EXTRA")  # the folder too, so that no power cut brings an old head back
-            state.execute("BEGIN IMMEDIATE")
             yield state
-            state.execute("COMMIT")
         except sqlite3.Error:
             raise StorageUnavailable("The witness's memory cannot be used now.") from None
         finally:
-            state.close()  # what was not committed is undone
+            state.close()
 
     def _keep(self, request: Request, last: Checkpoint, known: str, head: Checkpoint) -> None:
         """Keep a refused head that the log signed, once, beside the one that was known."""

@@ -200,7 +200,9 @@ def test_a_text_reaches_an_investigator_and_ctrl_c_ends_it(settled, database, mo
     running_demo = start(settled.path, free_offset(), until="Ctrl-C ends it")
     try:
         assert_summary(running_demo)
-        assert Browser(8000 + running_demo.offset).ask("GET", "/")[0] == 200
+        public = Browser(8000 + running_demo.offset)
+        assert public.ask("GET", "/")[0] == 200
+        assert public.ask("POST", "/log/cosignature", {"no": "line"})[0] == 400
         staff = Browser(8001 + running_demo.offset)
         staff.sign_in("screener")
         known = staff.cases()

@@ -15,7 +15,10 @@ from sqlalchemy import select
 
 from commands import offering
 from commands.offering import Offers
+from commands.sequencing import build_sequencer
+from service.config import Settings
 from service.db import open_database, write
+from service.errors import Misconfigured
 from service.ledger import notes
 from service.ledger.cosigning import note_witness
 from service.ledger.events import EventType
@@ -25,7 +28,7 @@ from service.models import LedgerCosignature, LedgerEffect, LedgerEvent, LedgerF
 from service.vault import boxes
 from service.vault.note import COSIGNATURE, vkey
 from tests.commands.builders import soon
-from tests.service.ledger.builders import NOW, ORIGIN, SEED, WITNESS_SEEDS, Log
+from tests.service.ledger.builders import COVER_KEY, NOW, ORIGIN, SEED, WITNESS_SEEDS, Log
 
 NAMES = list(WITNESS_SEEDS)
 Answering = Callable[[str, bytes], tuple[int, bytes]]
@@ -370,3 +373,53 @@ def test_heads_are_published_as_often_as_is_set(log: Log) -> None:
         log.later(1)
         found.append(one.publish_if_due())
     assert [n for n, due in enumerate(found, 1) if due] == [5, 10]
+
+
+# --- the worker's wiring ---
+
+
+def settings_of(log: Log, four: list[Served], folder: Path, **more: Any) -> Settings:
+    """The settings of a host whose policy names these witnesses."""
+    for name, secret in (("signer/log.key", SEED), ("cover.key", COVER_KEY)):
+        path = log.folder / name
+        path.unlink(missing_ok=True)
+        path.write_text(secret.hex())
+        path.chmod(0o400)
+    lines = [f"log {vkey(ORIGIN, boxes.signing_public_of(SEED))} https://{ORIGIN}/"]
+    lines += [
+        f"witness W{n} {vkey(one.name, boxes.signing_public_of(WITNESS_SEEDS[one.name]), COSIGNATURE)} {one.url}"
+        for n, one in enumerate(four)
+    ]
+    (folder / "policy").write_text("\n".join([*lines, "group g 3 W0 W1 W2 W3", "quorum g", ""]))
+    given = {
+        "public_url": "https://bamboo.example",
+        "ledger_vkey": vkey(ORIGIN, boxes.signing_public_of(SEED)),
+        "ledger_signer_dir": log.folder / "signer",
+        "ledger_policy_file": folder / "policy",
+        "cover_key_file": log.folder / "cover.key",
+    }
+    return Settings(**(given | more))
+
+
+def test_the_worker_offers_heads_to_the_witnesses_of_its_policy(log: Log, four: list[Served], tmp_path: Path) -> None:
+    settings = settings_of(log, four, tmp_path)
+    one = build_sequencer(settings, log.sessions, log.ledger, now=lambda: log.moment, effects={})
+    assert one is not None
+    four[0].instead = refuses
+    minute(log, one)
+    assert log.state().witnessed_size == log.state().size
+    assert told(log) == [("refused", NAMES[0], "422")]
+    assert isinstance(one.witnesses, Offers)
+    assert one.witnesses.late == one.take_line
+
+
+def test_a_head_more_than_once_a_minute_is_for_the_demo_alone(log: Log, four: list[Served], tmp_path: Path) -> None:
+    build = partial(build_sequencer, sessions=log.sessions, ledger=log.ledger, now=lambda: log.moment, effects={})
+    with pytest.raises(Misconfigured, match="PUBLISH_SECONDS"):
+        build(settings_of(log, four, tmp_path, ledger_publish_seconds=5))
+    made = build(settings_of(log, four, tmp_path, ledger_publish_seconds=5, demo=True))
+    assert made is not None
+    assert made.publish_every == timedelta(seconds=5)
+    usual = build(settings_of(log, four, tmp_path))
+    assert usual is not None
+    assert usual.publish_every == timedelta(minutes=1)
