@@ -120,6 +120,7 @@ class History:
             "due_kind": ClockKind.ACT if claimed else ClockKind.CLAIM,
             "generation": 1,
             "decision": 1,
+            "back": "open",
         }
 
     def rows(self, case: Mapping[str, Any]) -> dict[Any, Rows]:

@@ -227,6 +227,8 @@ def _open_questions(session: Session, row_key: bytes, mailbox: Mailbox, private:
 
 def _answered(session: Session, tips: Sequence[UUID]) -> set[tuple[UUID, int]]:
     """Return tip and number of the questions that were answered."""
+    if not tips:
+        return set()
     marked = select(col(Message.tip), col(Message.mark)).where(
         col(Message.tip).in_(tips), col(Message.mark).contains("answer:")
     )

@@ -32,8 +32,9 @@ SITS: Mapping[str, frozenset[str]] = {
     Role.SCREENER: frozenset({UnitKind.SCREENING}),
     Role.INVESTIGATOR: frozenset({UnitKind.UNIT, UnitKind.INTEGRITY}),
     Role.SUPERVISOR: frozenset({UnitKind.SCREENING, UnitKind.UNIT, UnitKind.INTEGRITY}),
-    Role.ADVOCATE: frozenset({UnitKind.UNIT, UnitKind.INTEGRITY}),
-    Role.LEGAL: frozenset({UnitKind.UNIT, UnitKind.INTEGRITY}),
+    # Not of the owner's employer: the screening unit, which holds every case and is none of the state's, is one place.
+    Role.ADVOCATE: frozenset({UnitKind.SCREENING, UnitKind.UNIT, UnitKind.INTEGRITY}),
+    Role.LEGAL: frozenset({UnitKind.SCREENING, UnitKind.UNIT, UnitKind.INTEGRITY}),
     Role.OVERSIGHT: frozenset({UnitKind.OVERSIGHT}),
     Role.AUDITOR: frozenset(UnitKind),
     Role.ADMIN: frozenset(),

@@ -77,7 +77,7 @@ def join(world: World, account: str, role: Role, organisation: str, unit: str) -
             parameters=Parameters(**CHEAP),
         )
         card = founding.cards.unit(unit)
-        staff.grant(tx, world.ledger, card, founding.unit_privates[unit], member, member, keys, NOW)
+        staff.grant(tx, world.ledger, founding.row_key, card, founding.unit_privates[unit], member, member, keys, NOW)
         tx.flush()
         tx.expunge(member)
         world.people[account] = (member, keys)

@@ -172,6 +172,8 @@ def expected(method: str, path: str, role: Role) -> int:
         ("POST", f"{CASE}/claim"): 303 if role == Role.INVESTIGATOR else 403 if role in readers else 404,
         ("POST", f"{CASE}/hand-on"): 303 if role == Role.SCREENER else 403 if role in readers else 404,
         ("POST", f"{CASE}/texts/{{text_id}}"): 404,  # there is no such text, as in the lines below
+        ("POST", f"{CASE}/questions"): 404,  # nor such a mailbox, nor anything that a tipster says is wrong
+        ("POST", f"{CASE}/challenge"): 409 if role == Role.OVERSIGHT else 404,
         ("POST", f"{CASE}/facts"): 303 if role in readers else 404,
         ("POST", f"{CASE}/raise"): 303 if role in readers else 404,
         ("POST", f"{CASE}/lower"): 303 if role in readers else 404,
@@ -182,7 +184,7 @@ def expected(method: str, path: str, role: Role) -> int:
         ("POST", f"{CASE}/wall/{{exclusion_id}}/narrow"): 404,
         ("POST", f"{CASE}/narrowings/{{narrowing_id}}/agree"): 404,
         ("POST", f"{CASE}/narrowings/{{narrowing_id}}/refuse"): 404,
-        ("POST", "/downloads/{case_id}/{what}"): 403 if role in readers else 404,  # no step-up
+        ("POST", "/downloads/{case_id}/{what}"): 303 if role in readers else 404,  # to the step-up
     }
     return table[method, path]
 

@@ -9,13 +9,15 @@ from typing import Any
 from sqlalchemy import event
 
 from service.db import Sessions
+from service.ledger.events import fixed_chain
 from service.models import Case
 from service.walls import Viewer
 
 # The tables that say anything of a case. A test holds this list against the models.
 OF_CASES = {
     "case_file", "case_key", "case_seal", "tip", "message", "decision", "lowering", "clock", "outbox", "wall",
-    "narrowing", "reading", "ledger_event", "ledger_field", "ledger_head", "ledger_effect",
+    "narrowing", "reading", "ledger_event", "ledger_field", "ledger_head", "ledger_effect", "ledger_promise",
+    "attachment", "closure", "overlay", "keyed_name", "mailbox", "question", "ruleset_tick", "erasure",
 }  # fmt: skip
 GUARD = 'case_file.id NOT IN (SELECT wall."case" FROM wall WHERE wall.name IN ('
 
@@ -37,6 +39,7 @@ def watching(sessions: Sessions, viewer: Viewer | None = None) -> Iterator[Watch
     """
     watched = Watched()
     own = set() if viewer is None else {viewer.chain, viewer.member.hex, viewer.member}
+    own |= {fixed_chain(name) for name in ("staff", "rules", "keys", "ledger", "system")}  # chains of no case
     admitted: set[Any] = set(own)
 
     def admit(case: Case, _context: Any) -> None:

@@ -150,12 +150,12 @@ def test_with_a_supervisor_go_all_who_are_below_and_whoever_joins_them_later(sql
     assert who_sees(world, case) == EVERYBODY - {"officer", "colleague", "chief"}
 
     def join(tx: Tx) -> None:
-        (giver, keys), (newcomer, _) = world.people["officer"], world.people["screener"]
+        (giver, keys), (newcomer, _) = world.people["officer"], world.people["integrity"]
         card, private = world.founding.cards.unit("siem-reap"), world.founding.unit_privates["siem-reap"]
-        staff.grant(tx, world.ledger, card, private, newcomer, giver, keys, NOW)
+        staff.grant(tx, world.ledger, world.founding.row_key, card, private, newcomer, giver, keys, NOW)
 
     write(world.sessions, join)
-    assert not sees(world, "screener", case)
+    assert not sees(world, "integrity", case)
 
 
 def test_one_who_says_it_of_themself_is_out_with_their_claim(world: World) -> None:
