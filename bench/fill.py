@@ -84,6 +84,7 @@ class History:
                 "parameters": "{}",
                 "created_at": self.now,
                 "disabled_at": None,
+                "totp_failures": 0,
                 **keys,
             }
             for number, member in enumerate(self.members)

@@ -349,7 +349,7 @@ def settings_of(made: Installation, process: str) -> dict[str, str]:
         found["relay_file"] = str(made.folder / "relay.note")
     if made.plan.get("emergency_numbers"):
         found["emergency_numbers"] = made.plan["emergency_numbers"]
-    for secret in SECRETS:
+    for secret in (one for one in SECRETS if one.files):
         path = made.folder / "keys" / process / secret.files[0]
         if secret.setting and process in secret.holders and path.exists():
             found[secret.setting] = str(path)

@@ -36,6 +36,7 @@ ANSWERS: dict[str, Any] = {
         {"id": "screening", "kind": "screening", "organisation": "org-a", "name": "Screening", "name_km": "ពិនិត្យ"},
         {"id": "oversight", "kind": "oversight", "organisation": "org-b", "name": "Oversight", "name_km": "ត្រួតពិនិត្យ"},
         {"id": "monitor", "kind": "monitor", "organisation": "org-b", "name": "Monitor", "name_km": "តាមដាន"},
+        {"id": "oversight-2", "kind": "oversight", "organisation": "org-a", "name": "Second", "name_km": "ទីពីរ"},
     ],
     "officers": ["Officer One", "Officer Two"],
     "members": [
@@ -201,14 +202,14 @@ def _first(scene: Rehearsal) -> None:
 
 
 def _recovery(scene: Rehearsal) -> None:
-    """Two of three give the oversight unit's key to the screener."""
+    """Two of three give a key that nobody holds any more to somebody of oversight."""
     bundle, given = scene.folder / "bundle", scene.folder / "given"
-    scene.run("recovery-bundle", "first.screener", str(bundle), as_process="staff")
+    scene.run("recovery-bundle", "first.overseer", str(bundle), as_process="staff")
     two = [f"{name}={scene.folder}/office-{name}/custodian-{name}.key" for name in CUSTODIANS[1:]]
-    known = ["--unit", "oversight", "--cards", str(scene.host / "cards.note"), "--root-vkey", scene.root_vkey]
+    known = ["--unit", "oversight-2", "--cards", str(scene.host / "cards.note"), "--root-vkey", scene.root_vkey]
     files = ["--boxes", str(scene.offline / offline.RECOVERY_BOXES), "--key", two[0], "--key", two[1]]
     scene.run("recovery-give", str(bundle), str(given), *known, *files)
-    scene.run("recovery-take", str(given), "--account", "first.screener", as_process="staff")
+    scene.run("recovery-take", str(given), "--account", "first.overseer", as_process="staff")
 
 
 def _recovery_make(scene: Rehearsal) -> None:

@@ -35,7 +35,7 @@ SITS: Mapping[str, frozenset[str]] = {
     # Not of the owner's employer: the screening unit, which holds every case and is none of the state's, is one place.
     Role.ADVOCATE: frozenset({UnitKind.SCREENING, UnitKind.UNIT, UnitKind.INTEGRITY}),
     Role.LEGAL: frozenset({UnitKind.SCREENING, UnitKind.UNIT, UnitKind.INTEGRITY}),
-    Role.OVERSIGHT: frozenset({UnitKind.OVERSIGHT}),
+    Role.OVERSIGHT: frozenset({UnitKind.OVERSIGHT, UnitKind.MONITOR}),
     Role.AUDITOR: frozenset(UnitKind),
     Role.ADMIN: frozenset(),
 }

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlmodel import Session, col
 
+from service import register
 from service.cases import case_key_row
 from service.db import Tx
 from service.errors import Conflict, Forbidden
@@ -42,11 +43,12 @@ def propose_generation(
 
     Nothing is sealed to it before the root has signed that card (`request_line`) and it was published.
     Raises Forbidden for somebody who is no member, Conflict when the next key was made already, CannotOpen when a
-    member's row was planted.
+    member's row was planted, WrongState when the register of people was changed outside.
     """
     card = deck.unit(unit)
     if unit not in who.viewer.units:
         raise Forbidden("Only a member of the unit makes its next key.")
+    register.require_whole(tx, row_key)
     generation = card.generation + 1
     there = select(func.count()).select_from(UnitGrant)
     if tx.scalar(there.where(col(UnitGrant.unit) == unit, col(UnitGrant.generation) == generation)):
@@ -73,6 +75,9 @@ def propose_generation(
     tx.flush()
     fields = {"unit": unit, "generation": generation, "public": public.hex(), "members": len(holders)}
     _append(tx, ledger, who, fields, now)
+    given_to = {"unit": unit, "generation": generation, "members": len(holders)}
+    joined = NewEvent(EventType.MEMBER_JOINED, now, who.viewer.actor, StateClass.SYSTEM, fields=given_to)
+    register.append_change(tx, ledger, row_key, joined)
     return Card(unit, card.kind, card.organisation, generation, public, now.date())
 
 

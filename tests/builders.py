@@ -7,13 +7,13 @@ from functools import cache, partial
 from typing import Any
 from uuid import UUID, uuid4
 
-from service import ceremony, staff
+from service import ceremony, register, staff
 from service.ceremony import Founding, UnitPlan
 from service.config import Settings
 from service.db import Sessions, Writer, write
 from service.history import NameKeys
 from service.intake import IncomingTip, Intake, Pepper, Receipt
-from service.ledger.events import Ledger
+from service.ledger.events import SYSTEM, EventType, Ledger, NewEvent, StateClass
 from service.models import Channel, Member, Role
 from service.reading import Allowance
 from service.triage import Triage
@@ -158,6 +158,20 @@ def _settle(tx: Any, *, world: World, plans: tuple[UnitPlan, ...], people: Any) 
 def a_code(now: datetime = NOW) -> str:
     """What everybody's phone shows at `now`."""
     return totp.code_at(TOTP, now)
+
+
+def change_people(world: World, *statements: Any) -> None:
+    """Change members and grants as the product does: with the event that keeps the register of people whole."""
+    row_key = world.founding.row_key
+
+    def change(tx: Any) -> None:
+        register.require_whole(tx, row_key)
+        for statement in statements:
+            tx.execute(statement)
+        event = NewEvent(EventType.MEMBER_LEFT, NOW, SYSTEM, StateClass.SYSTEM)
+        register.append_change(tx, world.ledger, row_key, event)
+
+    write(world.sessions, change)
 
 
 def a_tip(text: str = "There is a child at the guesthouse near the market.", **changed: Any) -> IncomingTip:

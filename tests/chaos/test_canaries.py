@@ -302,7 +302,7 @@ def at_work(browser: Browser, case: str, other: str) -> None:
     browser.post(f"{url}/hand-on", t | {"version": "2", "unit": c.plain(), "named": c.plain()}, None)
     browser.post(f"{url}/wall", t | {"version": "2", "whom": c.plain(), "why": c.plain()}, None)
     browser.post(f"{url}/raise", t | {"version": "99", "level": "P1", "reason": c.word()}, None)
-    browser.post(f"/downloads/{case}/account", t, 403)
+    browser.post(f"/downloads/{case}/account", t, 303)
     browser.post(f"/downloads/{case}/{c.plain()}", t, 404)
     browser.post(f"/cases/{c.plain()}/open", t | {"reason": "screening"}, 404)
     browser.post(f"/cases/{other}/open", t | {"reason": "screening", "note": c.word()}, 500)

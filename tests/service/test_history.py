@@ -351,7 +351,7 @@ def raise_wall(world: World, receipt: Receipt) -> None:
     def walling(tx: Tx) -> None:
         case = tx.get_one(Case, tx.get_one(Tip, receipt.tip).case)
         cards = world.founding.cards
-        wall(tx, world.ledger, case, cards, {}, actor=SYSTEM, cause="screener", now=NOW)
+        wall(tx, world.ledger, case, cards, {}, frozenset(), actor=SYSTEM, cause="screener", now=NOW)
 
     write(world.sessions, walling)
 

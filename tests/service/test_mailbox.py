@@ -281,7 +281,15 @@ def test_a_review_shows_what_stood_before_it_and_reading_shows(world: World) -> 
     case = told(world)
     viewer = world.signed_in("screener").viewer
     reading.record_opening(
-        world.sessions, world.ledger, world.founding.row_key, viewer, case.id, reason="screening", note="", now=NOW
+        world.sessions,
+        world.ledger,
+        world.founding.row_key,
+        viewer,
+        case.id,
+        reason="screening",
+        note="",
+        allowance=reading.Allowance(1000, False),
+        now=NOW,
     )
     show(world, NOW)
     show(world, NOW + timedelta(hours=20))
@@ -315,7 +323,8 @@ def test_a_challenge_rings_oversight_and_never_the_unit(world: World) -> None:
     assert len(leaves(world, case, EventType.CHALLENGE_RAISED)) == 1
     now = the_case(world, the_mailbox(world).tip)
     assert (now.due_at, now.due_kind) == (case.due_at, case.due_kind)
-    write(world.sessions, lambda tx: tx.execute(update(Clock).where(Clock.kind == ClockKind.CLAIM).values(met_at=NOW)))
+    others = update(Clock).where(Clock.kind != ClockKind.CHALLENGE)
+    write(world.sessions, lambda tx: tx.execute(others.values(met_at=NOW)))
     scene.later(days=9)
     assert scene.rung() == []
     scene.later(days=1)

@@ -14,7 +14,7 @@ from service.errors import CannotOpen, Conflict, Invalid
 from service.ledger.events import fixed_chain
 from service.models import Case, LedgerEvent, UnitGrant
 from service.vault import boxes, recovery
-from tests.builders import NOW, World, a_tip, a_world, the_case
+from tests.builders import NOW, World, a_tip, a_world, change_people, the_case
 
 NAMES = ("red-cross-desk", "bar-council", "university")
 KEYS = {name: boxes.keypair() for name in NAMES}
@@ -127,7 +127,7 @@ def reads(world: World, name: str, case: Case) -> bool:
 def test_a_unit_whose_members_are_all_gone_reads_again(world: World) -> None:
     [receipt] = world.receive(a_tip())
     case = the_case(world, receipt.tip)
-    write(world.sessions, lambda tx: tx.execute(delete(UnitGrant).where(col(UnitGrant.unit) == "screening")))
+    change_people(world, delete(UnitGrant).where(col(UnitGrant.unit) == "screening"))
     assert not reads(world, "screener", case)
 
     text = given(world, "screener", "screening")
@@ -142,7 +142,7 @@ def test_a_unit_whose_members_are_all_gone_reads_again(world: World) -> None:
 
 
 def test_what_was_given_to_one_member_opens_for_no_other(world: World) -> None:
-    write(world.sessions, lambda tx: tx.execute(delete(UnitGrant)))
+    change_people(world, delete(UnitGrant))
     text = given(world, "screener", "screening")
     with pytest.raises(CannotOpen, match="somebody else"):
         take(world, text, "admin")

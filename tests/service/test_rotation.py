@@ -30,14 +30,14 @@ from service.models import (
     UnitGrant,
     UnitRecovery,
 )  # fmt: skip
-from service.reading import record_opening
+from service.reading import Allowance, record_opening
 from service.rotation import move_cases, progress, propose_generation, request_line, with_cards
 from service.vault import boxes, envelope, recovery
 from service.vault.cards import Card, Cards, UnitKind, read_cards, write_cards
 from service.vault.envelope import Envelope
 from service.vault.members import open_case_key, open_grant
 from service.widening import take_away, widen
-from tests.builders import NOW, PLANS, World, a_number, a_tip, a_world, the_case
+from tests.builders import NOW, PLANS, World, a_number, a_tip, a_world, change_people, the_case
 from tests.service.sending import everything_logged
 
 LATER = NOW + timedelta(hours=1)
@@ -107,11 +107,8 @@ def events(world: World, chain: str) -> list[str]:
 def leave(world: World, name: str) -> None:
     """Have a member go: account closed, sessions and seals gone at once."""
     member = world.people[name][0].id
-    write(world.sessions, lambda tx: tx.execute(delete(UnitGrant).where(col(UnitGrant.member) == member)))
-    write(
-        world.sessions,
-        lambda tx: tx.execute(update(Member).where(col(Member.id) == member).values(disabled_at=NOW)),
-    )
+    gone = update(Member).where(col(Member.id) == member).values(disabled_at=NOW)
+    change_people(world, delete(UnitGrant).where(col(UnitGrant.member) == member), gone)
 
 
 # --- a unit's next key ---
@@ -345,7 +342,7 @@ def handed_on(world: World, case: Case) -> None:
     """Seal the handling unit in, as the screener's hand-on does, with all that this takes."""
     record_opening(
         world.sessions, world.ledger, world.founding.row_key, world.signed_in("screener").viewer, case.id,
-        reason="screening", note="", now=NOW,
+        reason="screening", note="", allowance=Allowance(1000, False), now=NOW,
     )  # fmt: skip
     sealed_in(world, case, "siem-reap")
 
@@ -435,7 +432,8 @@ def handed_on_opening(world: World, case: Case) -> None:
     for name in ("screener", "oversight"):
         record_opening(
             world.sessions, world.ledger, world.founding.row_key, world.signed_in(name).viewer, case.id,
-            reason="screening" if name == "screener" else "oversight", note="", now=NOW,
+            reason="screening" if name == "screener" else "oversight", note="",
+            allowance=Allowance(1000, False), now=NOW,
         )  # fmt: skip
 
 
