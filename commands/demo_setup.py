@@ -100,6 +100,7 @@ def settle(folder: Path, *, public_url: str, now: datetime, say: Say) -> dict[st
     named |= ceremony.public_files(folder / KEYS) | ceremony.worker_files(folder / KEYS)
     named |= make_signer(folder / KEYS / "ledger", settings.origin)
     demo_witnesses.make(folder / WITNESSES, named["HOTLINE_LEDGER_VKEY"])
+    named["HOTLINE_LEDGER_CENSUS_DIR"] = str(folder / "census")
     database_url = f"sqlite:///{folder / DATABASE}"
     migrate(database_url)
     stories = cast.read_stories()

@@ -13,18 +13,19 @@ from pathlib import Path
 from sqlalchemy import text
 
 from commands import sequencing
+from commands.offline import read_key
 from commands.serve import open_ready_database, read_deck
 from service import cases, logs
 from service.config import read_secret, settings_from_environment
 from service.db import write
-from service.errors import BadNote, CheckFailed, Invalid, LedgerFault, Misconfigured, NotFound, Unavailable
+from service.errors import BadNote, CannotOpen, CheckFailed, Invalid, LedgerFault, Misconfigured, NotFound, Unavailable
 from service.ledger import census, notes
 from service.ledger.events import Ledger
 from service.ledger.export import export, verify_export
 from service.ledger.recover import recover
 from service.ledger.signer_socket import SignerServer
 from service.ledger.verify import Keys, Report, verify
-from service.vault import boxes
+from service.nightly import keep_census, open_census
 
 READY = "signer_ready"
 
@@ -190,6 +191,9 @@ def _census_options(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
     take = steps.add_parser("take", help="list all chains now; the file is sealed to the monitor unit")
     take.add_argument("folder", type=Path, metavar="DIR", help="where the sealed census goes")
+    opening = steps.add_parser("open", help="print what a sealed census says; needs the monitor unit's key")
+    opening.add_argument("file", type=Path, metavar="FILE", help="like census-000012.box, under its own name")
+    opening.add_argument("--key", type=Path, metavar="FILE", required=True, help="the monitor unit's private key")
     check = steps.add_parser("check", help="compare two opened censuses that follow each other")
     check.add_argument("old", type=Path, metavar="OLD")
     check.add_argument("new", type=Path, metavar="NEW")
@@ -204,6 +208,13 @@ def _census(options: argparse.Namespace) -> int:
         faults = census.check(old, new)
         print("\n".join(faults) or f"good: {len(new.lines)} chains, none gone, none late")
         return 1 if faults else 0
+    if options.step == "open":
+        try:
+            opened = open_census(options.file, read_key(options.key))
+        except (OSError, ValueError, CannotOpen, Invalid):
+            raise Misconfigured("the file is no census under its own name, or this key does not open it") from None
+        print(opened.text, end="")
+        return 0
     settings = settings_from_environment()
     sessions = open_ready_database(settings)
     try:
@@ -212,9 +223,7 @@ def _census(options: argparse.Namespace) -> int:
         taken = write(sessions, partial(census.take, ledger=ledger, now=datetime.now(UTC)))
     finally:
         sessions.close()
-    options.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = options.folder / f"census-{taken.number:06d}.box"
-    path.write_bytes(boxes.seal(monitor.public, boxes.context_of("census", taken.number), taken.text.encode()))
+    path = keep_census(options.folder, taken, monitor.public)
     print(f"census {taken.number}: {len(taken.lines)} chains, sealed to the monitor unit in {path}")
     return 0
 

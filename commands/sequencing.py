@@ -9,7 +9,7 @@ from commands.offering import Offers
 from commands.serve import read_policy_text
 from service.ceremony import write_secret
 from service.config import Settings, read_secret
-from service.db import Sessions, write
+from service.db import Sessions, Tx, write
 from service.errors import BadNote, Misconfigured
 from service.ledger import notes
 from service.ledger.cosigning import note_witness
@@ -90,7 +90,7 @@ def build_sequencer(
     now: Callable[[], datetime],
     effects: Mapping[str, Effect],
     witnesses: Witnesses | None = None,
-    alarm: Callable[[str], None] = lambda reason: None,
+    alarm: Callable[[Tx, str], None] = lambda tx, reason: None,
 ) -> Sequencer | None:
     """Return the sequencer of these settings; None where the ledger does not run in this process.
 

@@ -45,14 +45,15 @@ from service.carrying import Carrying
 from service.casework import Casework
 from service.config import Settings, read_secret, settings_from_environment
 from service.copies import Copies
-from service.db import Sessions, write
+from service.db import Sessions, Tx, write
 from service.errors import HotlineError, Misconfigured
 from service.keyring import Keyring
 from service.ladder import SUPERVISOR, Watch
-from service.ledger.events import Ledger
+from service.ledger.events import Ledger, utc_seconds
 from service.ledger.sequencer import BATCH, Effect, Sequencer
 from service.levels import Judge
 from service.models import Sign
+from service.nightly import Nightly
 from service.numbers import relay_keys, sealing
 from service.relay import Relay
 from service.rulesets import Rulebook
@@ -150,6 +151,7 @@ class Worker:
     work: Casework
     now: Callable[[], datetime]
     sequencer: Sequencer | None = None  # None where the ledger does not run in this process
+    nightly: Nightly | None = None  # likewise
 
     def run(self, stopping: threading.Event) -> None:
         """Work until `stopping`. What fails is logged and tried again: one broken duty does not stop the others."""
@@ -173,6 +175,8 @@ class Worker:
         if self.sequencer is not None:
             duties["ledger"] = _Duty(self.integrate, 1.0)
             duties["checkpoints"] = _Duty(self.publish, 1.0)
+            duties["census"] = _Duty(self.count, 30.0)
+            duties["verify"] = _Duty(self.check, 60.0)
         threads = [threading.Thread(target=duty.repeat, args=(name, stopping)) for name, duty in duties.items()]
         for thread in threads:
             thread.start()
@@ -197,6 +201,16 @@ class Worker:
             write(self.sessions, partial(metrics.seen, name=metrics.PUBLISHED, at=self.now()))
         else:
             self.sequencer.settle_if_new()
+
+    def count(self) -> None:
+        """Take the day's census."""
+        if self.nightly is not None:
+            self.nightly.count()
+
+    def check(self) -> None:
+        """Check the whole ledger, each night."""
+        if self.nightly is not None:
+            self.nightly.check()
 
     def alive(self, vital: Iterable["_Duty"]) -> None:
         """Leave a sign that a worker lives: that people are told and texts go out, not that there is a process."""
@@ -300,20 +314,33 @@ def build(settings: Settings) -> Worker:
     say_started(settings, sessions, ledger, "worker", cards)
     work = Casework(ledger, cards, row_key, *targets)
     now = SteadyTime()
-    sequencer = build_sequencer(settings, sessions, ledger, now=now, effects=effects_of(work))
+    watch = Watch(ledger, row_key, cards, settings.duty)
+
+    def alarm(tx: Tx, reason: str) -> None:
+        at = now()
+        ladder.ring_oversight(tx, watch, f"ledger:{reason}:{utc_seconds(at)}", at)
+
+    sequencer = build_sequencer(settings, sessions, ledger, now=now, effects=effects_of(work), alarm=alarm)
+    nightly = None
     if sequencer is None:
         print("The ledger does not run in this worker: what happens is kept, and not yet provable.", file=sys.stderr)
+    else:
+        folder = settings.ledger_census_dir
+        nightly = Nightly(sequencer, cards.monitor().public, cases.state_class, folder)
+        if folder is None:
+            print("HOTLINE_LEDGER_CENSUS_DIR is not set: no daily census is taken.", file=sys.stderr)
     return Worker(
         sessions=sessions,
         relay=Relay(sessions, ledger, carrier, row_key, privates, settings.duty, now),
         carrying=Carrying(sessions, ledger, row_key, cards.relay or b"", first, privates, names),
-        watch=Watch(ledger, row_key, cards, settings.duty),
+        watch=watch,
         copies=Copies(sessions, ledger, carrier, row_key),
         rules=open_rules(sessions, release),
         judge=Judge(ledger, cards, row_key, release, *targets),
         work=work,
         now=now,
         sequencer=sequencer,
+        nightly=nightly,
     )
 
 

@@ -74,6 +74,9 @@ class Settings(BaseSettings):
     ledger_publish_seconds: int = Field(default=60, ge=1, le=300)
     """How often a head is published. Less than a minute, in the demo alone, would time one tip for who watches."""
 
+    ledger_census_dir: Path | None = None
+    """Where the daily census goes, sealed to the monitor unit; for the worker beside the signer."""
+
     emergency_numbers: Annotated[tuple[str, ...], NoDecode] = ("1280 Child helpline", "117 Police")
     ruleset_file: Path = ROOT / "service" / "triage" / "rules" / "kh-hotline-triage.yaml"
     lexicon_dir: Path = ROOT / "service" / "triage" / "lexicon"

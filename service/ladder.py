@@ -121,31 +121,33 @@ def _tell(
     kind: of the clock; one that is no claim's is named. events: further ones of the step.
     """
     told = on_duty(tx, watch, case, step)
-    rows = [
-        outbox.job(
-            watch.row_key,
-            outbox.RING,
-            f"{about}:{post}#{number}",
-            case=case.id,
-            duty=f"{post}#{number}",
-            language=STAFF_LANGUAGE,
-            now=now,
-            within=RING_WITHIN,
-        )
-        for post in told
-        for number in range(len(watch.duty[post]))
-    ]
-    if not rows:
-        log.error("nobody_on_duty")
-        nobody = outbox.job(
-            watch.row_key, outbox.RING, about, case=case.id, language=STAFF_LANGUAGE, now=now, within=RING_WITHIN
-        )
-        rows = [nobody | {"state": JobState.FAILED, "done_at": now}]
-    tx.insert(OutboxJob, rows)
+    _ring(tx, watch, told, about, now, case=case.id)
     what = EventType.CLOCK_LAPSED if step == Step.LAPSED else EventType.CLOCK_ESCALATED
     fields = {"step": step, "told": told} | ({} if kind == ClockKind.CLAIM else {"clock": str(kind)})
     told_event = NewEvent(what, now, SYSTEM, state_class(case.state), case.due_at, fields)
     change(tx, watch.ledger, case, [told_event, *events])
+
+
+def _ring(tx: Tx, watch: Watch, posts: Sequence[str], about: str, now: datetime, case: UUID | None = None) -> None:
+    """Write a row for each number of `posts`; where there is none, one that has failed, so that it is counted."""
+    job = partial(
+        outbox.job, watch.row_key, outbox.RING, case=case, language=STAFF_LANGUAGE, now=now, within=RING_WITHIN
+    )
+    phones = [f"{post}#{number}" for post in posts for number in range(len(watch.duty[post]))]
+    rows = [job(f"{about}:{phone}", duty=phone) for phone in phones]
+    if not rows:
+        log.error("nobody_on_duty")
+        rows = [job(about) | {"state": JobState.FAILED, "done_at": now}]
+    tx.insert(OutboxJob, rows)
+
+
+def ring_oversight(tx: Tx, watch: Watch, about: str, now: datetime) -> None:
+    """Ask whoever is on duty in any oversight unit to look, about no case: the ledger halted, or a census differs.
+
+    about: names the occasion; each number is told of it once.
+    """
+    posts = [card.unit for card in watch.cards.of_kind(UnitKind.OVERSIGHT) if watch.duty.get(card.unit)]
+    _ring(tx, watch, posts, about, now)
 
 
 def on_duty(session: Session, watch: Watch, case: Case, step: int) -> list[str]:

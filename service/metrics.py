@@ -19,6 +19,7 @@ from service.models import Case, JobState, LedgerPending, LedgerState, OutboxJob
 GOOD_SIGNATURE = "twilio_signature_good"
 BAD_SIGNATURE = "twilio_signature_bad"
 WORKER = "worker"  # the sign by which others see that a worker lives
+VERIFIED = "ledger_verified"  # when the nightly check found nothing wrong; more than a day and a half is an alarm
 PUBLISHED = "ledger_published"  # when a head of the ledger was published; more than five minutes ago is an alarm
 
 

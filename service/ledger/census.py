@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlmodel import Session, col
 
 from service.db import Tx
@@ -62,6 +62,11 @@ class Census:
         head = f"{FORMAT}\n{self.origin}\n{self.number} {self.at}\n{self.size} {self.root}\n{len(self.lines)}\n"
         return head + "".join(f"{line.text}\n" for line in self.lines)
 
+    @property
+    def sha256(self) -> str:
+        """The hash of the file, in hex, as its event says it."""
+        return boxes.H(self.text.encode()).hex()
+
 
 def take(tx: Tx, ledger: Ledger, now: datetime) -> Census:
     """Return a census of one moment and append that it was taken, with its hash. It does not list that event."""
@@ -69,10 +74,35 @@ def take(tx: Tx, ledger: Ledger, now: datetime) -> Census:
     state = tree.state_of(tx)
     root = base64.b64encode(state.root).decode()
     census = Census(ledger.origin, number, utc_seconds(now), state.size, root, tuple(_lines(tx)))
-    fields = {"number": number, "sha256": boxes.H(census.text.encode()).hex()}
+    fields = {"number": number, "sha256": census.sha256}
     taken = NewEvent(EventType.CENSUS_TAKEN, now, SYSTEM, StateClass.SYSTEM, fields=fields)
     append(tx, ledger, fixed_chain("ledger"), [taken])
     return census
+
+
+def seal(census: Census, monitor_public: bytes) -> bytes:
+    """Return a census as its file: sealed to the monitor unit."""
+    return boxes.seal(monitor_public, boxes.context_of("census", census.number), census.text.encode())
+
+
+def open_sealed(sealed: bytes, number: int, monitor_private: bytes) -> Census:
+    """Return the census in a file of `seal`. Raises CannotOpen with another key or number, Invalid for no census."""
+    return parse(boxes.unseal(monitor_private, boxes.context_of("census", number), sealed).decode())
+
+
+def newest_at(session: Session) -> datetime | None:
+    """Return when the newest census was taken, None before the first."""
+    return session.scalar(select(func.max(col(LedgerEvent.at))).where(col(LedgerEvent.type) == EventType.CENSUS_TAKEN))
+
+
+def hashes(session: Session) -> set[str]:
+    """Return the hashes of all censuses that were taken, in hex."""
+    rows = session.scalars(
+        select(col(LedgerField.value))
+        .join(LedgerEvent, col(LedgerEvent.eid) == col(LedgerField.eid))
+        .where(col(LedgerEvent.type) == EventType.CENSUS_TAKEN, col(LedgerField.name) == "sha256")
+    ).all()
+    return {json.loads(value) for value in rows}
 
 
 def newest_number(session: Session) -> int:
@@ -127,8 +157,8 @@ def _parse_line(line: str) -> Line:
 def check(old: Census, new: Census) -> list[str]:
     """Return what is wrong between two censuses that follow each other; nothing for good ones.
 
-    Every chain is still there, none went back, the same number means the same event, no deadline passed without a
-    newer event, and no census between them is missing.
+    Every chain is still there, none went back, the same number means the same event, no deadline passed between them
+    without a newer event, and no census between them is missing.
     """
     faults = []
     if new.origin != old.origin:
@@ -146,6 +176,6 @@ def check(old: Census, new: Census) -> list[str]:
             faults.append(f"chain {before.chain} went back from event {before.seq} to {after.seq}")
         elif after.seq == before.seq and after != before:
             faults.append(f"chain {before.chain} has another event {before.seq}")
-        elif after.seq == before.seq and before.deadline != NONE and before.deadline < new.at:
+        elif after.seq == before.seq and before.deadline != NONE and old.at <= before.deadline < new.at:
             faults.append(f"chain {before.chain}: the deadline {before.deadline} passed and nothing happened")
     return faults

@@ -93,8 +93,8 @@ class Sequencer:
 
     log: the key that heads are checked with. policy: whose lines count; None where nobody cosigns, and nothing is
     ever witnessed. effects: by the ``do`` of an action, what is run once its event is witnessed; each does nothing
-    when it is wanted no more. cover_key: 32 bytes. alarm: told in one word why the ledger halted. publish_every: how
-    often a head is published, counted from the full minute.
+    when it is wanted no more. cover_key: 32 bytes. alarm: tells people, in the transaction that halts, why in one word.
+    publish_every: how often a head is published, counted from the full minute.
     """
 
     sessions: Sessions
@@ -107,7 +107,7 @@ class Sequencer:
     witnesses: Witnesses = field(default_factory=NoWitnesses)
     effects: Mapping[str, Effect] = field(default_factory=dict)
     seen: Sequence[str] = ()
-    alarm: Callable[[str], None] = lambda reason: None
+    alarm: Callable[[Tx, str], None] = lambda tx, reason: None
     publish_every: timedelta = PUBLISH_EVERY
 
     def __post_init__(self) -> None:
@@ -293,8 +293,7 @@ class Sequencer:
     def halt(self, reason: str) -> None:
         """Halt the ledger: nothing is integrated, published or signed but promises, until it is repaired."""
         log.error("ledger_halted", kind=reason)
-        if write(self.sessions, halt):
-            self.alarm(reason)
+        if write(self.sessions, partial(halt, alarm=lambda tx: self.alarm(tx, reason))):
             # Apart, because a history that does not fit may not take it: it is halted all the same.
             write(self.sessions, partial(_note_halt, ledger=self.ledger, reason=reason, now=self.now()))
 
@@ -484,15 +483,18 @@ def add_covers(tx: Tx, key: bytes, count: int) -> None:
     tx.insert(LedgerPending, rows)
 
 
-def halt(tx: Tx) -> bool:
-    """Halt the ledger; return whether it was not halted before."""
+def halt(tx: Tx, alarm: Callable[[Tx], None]) -> bool:
+    """Halt the ledger, and tell people with `alarm` if it was not halted before; return whether it was not."""
     halted = tx.execute(
         update(LedgerState)
         .where(col(LedgerState.halted).is_(False))
         .values(halted=True)
         .execution_options(synchronize_session=False)
     )
-    return halted.rowcount == 1  # type: ignore[attr-defined,no-any-return]
+    begins: bool = halted.rowcount == 1  # type: ignore[attr-defined]
+    if begins:
+        alarm(tx)
+    return begins
 
 
 def _note_halt(tx: Tx, ledger: Ledger, reason: str, now: datetime) -> None:

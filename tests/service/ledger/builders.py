@@ -95,7 +95,7 @@ class Log:
             "now": lambda: self.moment,
             "witnesses": self.witnesses,
             "effects": self.effects,
-            "alarm": self.alarms.append,
+            "alarm": lambda tx, reason: self.alarms.append(reason),
         }
         return Sequencer(**(given | changed))
 
