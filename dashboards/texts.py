@@ -10,6 +10,7 @@ from dashboards import terms
 from dashboards.words import Words
 from service import mailbox, outbox
 from service.cases import reference
+from service.ledger.tree import halted
 from service.metrics import WORKER
 from service.models import Case, JobState, OutboxJob, Sign
 from service.queue import stuck_pages
@@ -54,6 +55,11 @@ def trouble(session: Session, words: Words, viewer: Viewer, now: datetime) -> li
     Only cases that exist for the viewer count.
     """
     found: list[dict[str, Any]] = []
+    if halted(session):
+        stopped = words(
+            "The ledger is halted: nothing is closed or lowered until it is repaired. Tips come in as always."
+        )
+        found.append({"words": stopped, "cases": []})
     if said := mailbox.challenged(session, viewer):
         links = [{"href": f"/cases/{case}#challenge", "reference": reference(case)} for case in said]
         found.append({"words": words("A tipster says that something is wrong:"), "cases": links})

@@ -18,6 +18,7 @@ from service.cases import TELLING, change, state_class
 from service.db import Sessions, Tx
 from service.errors import Conflict, WrongState
 from service.ledger.events import SYSTEM, EventType, Ledger, NewEvent
+from service.ledger.tree import halted, must_run
 from service.logs import place
 from service.models import Case, CaseDecision, CaseSeal, Erasure, LedgerEvent, LedgerField, Message, State
 
@@ -28,7 +29,11 @@ EMPTIED = ("message", "case_seal", "decision", "ledger_field")
 
 
 def mark(tx: Tx, ledger: Ledger, case: Case, now: datetime) -> None:
-    """Mark a closed case to be erased in fourteen days. Raises WrongState for one that is not closed."""
+    """Mark a closed case to be erased in fourteen days.
+
+    Raises WrongState for one that is not closed, LedgerHalted while the ledger is (ledger.md section 7).
+    """
+    must_run(tx)
     if case.state != State.CLOSED:
         raise WrongState("Only a closed case is erased.")
     if tx.get(Erasure, case.id) is not None:
@@ -39,8 +44,13 @@ def mark(tx: Tx, ledger: Ledger, case: Case, now: datetime) -> None:
 
 
 def erase_due(sessions: Sessions, ledger: Ledger, now: datetime) -> int:
-    """Erase every case that was marked fourteen days ago, and return how many. Safe to run twice and at once."""
+    """Erase every case that was marked fourteen days ago, and return how many. Safe to run twice and at once.
+
+    While the ledger is halted everything is kept: what was erased then could not be told from what was taken away.
+    """
     with sessions.read() as session:
+        if halted(session):
+            return 0
         due = session.scalars(
             select(col(Erasure.case)).where(col(Erasure.erased_at).is_(None), col(Erasure.marked_at) <= now - AFTER)
         ).all()
@@ -51,6 +61,7 @@ def erase_due(sessions: Sessions, ledger: Ledger, now: datetime) -> int:
 
 
 def _erase(tx: Tx, *, ledger: Ledger, case_id: UUID, now: datetime) -> bool:
+    must_run(tx)
     row = tx.get(Erasure, case_id, with_for_update=True)
     case = tx.get_one(Case, case_id)
     if row is None or row.erased_at is not None:

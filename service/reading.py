@@ -18,6 +18,7 @@ from service.db import Sessions, Tx, write
 from service.decisions import latest_decision, open_decision
 from service.errors import CannotOpen, Forbidden, StepUpNeeded
 from service.ledger.events import EventType, Ledger, NewEvent, Sealed, StateClass, append, commit_field
+from service.ledger.tree import must_run
 from service.models import Case, LedgerEvent, LedgerField, Member, Message, Reading, Role, Tip
 from service.vault import boxes, envelope
 from service.vault.envelope import Envelope, Kind
@@ -224,8 +225,9 @@ def record_export(
 ) -> Case:
     """Append that `viewer` takes a part of a case out as a file, commit it, and return the case. what: a code.
 
-    Only what was opened before, and only after a step-up. Nothing may be decrypted before this returns.
-    Raises NoSuchCase, Forbidden, StepUpNeeded, CannotOpen, StorageUnavailable.
+    Only what was opened before, only after a step-up, and not while the ledger is halted (ledger.md section 7).
+    Nothing may be decrypted before this returns.
+    Raises NoSuchCase, Forbidden, StepUpNeeded, LedgerHalted, CannotOpen, StorageUnavailable.
     """
 
     def append_export(tx: Tx) -> Case:
@@ -236,6 +238,7 @@ def record_export(
             raise StepUpNeeded("To take this out as a file, give your password and code again.")
         if not has_opened(tx, case, viewer):
             raise Forbidden("Open the account first: what you say of it rests on having read it.")
+        must_run(tx)
         check_wall(tx, case)
         state = state_class(case.state)
         made = NewEvent(EventType.CONTENT_EXPORTED, now, viewer.actor, state, case.due_at, {"what": what})

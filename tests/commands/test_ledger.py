@@ -12,11 +12,12 @@ from sqlalchemy import text
 
 from commands import ledger, sequencing
 from service.config import settings_from_environment
-from service.db import open_database
+from service.db import open_database, write
 from service.errors import Misconfigured
-from service.ledger import notes
+from service.ledger import census, notes
 from service.ledger.events import Ledger
 from service.ledger.signer_socket import SignerClient
+from service.nightly import keep_census
 from service.vault import boxes
 from service.vault.note import parse_vkey
 from tests.commands.builders import soon
@@ -153,3 +154,26 @@ def test_a_worker_says_where_the_signer_is_or_does_not_start(a_log: Log, monkeyp
     monkeypatch.delenv("HOTLINE_DEMO")
     monkeypatch.setenv("HOTLINE_LEDGER_ELSEWHERE", "true")
     assert built() is None
+
+
+def test_a_sealed_census_is_opened_with_the_monitors_key_and_compared(
+    a_log: Log, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = tmp_path / "unit-monitor.key"
+    key.write_text(a_log.monitor[0].hex())
+    key.chmod(0o400)
+    opened = []
+    for number in (1, 2):
+        taken = write(a_log.sessions, lambda tx: census.take(tx, a_log.ledger, NOW))
+        path = keep_census(tmp_path / "census", taken, a_log.monitor[1])
+        assert ledger.main(["census", "open", str(path), "--key", str(key)]) == 0
+        opened.append(tmp_path / f"{number}")
+        opened[-1].write_text(capsys.readouterr().out)
+    assert ledger.main(["census", "check", *map(str, opened)]) == 0
+    assert ledger.main(["census", "check", *map(str, reversed(opened))]) == 1
+    other = tmp_path / "unit-other.key"
+    other.write_text(boxes.keypair()[0].hex())
+    other.chmod(0o400)
+    for wrong in ((path, other), (path.rename(path.with_name("census-000009.box")), key)):
+        with pytest.raises(Misconfigured, match="no census under its own name"):
+            ledger.main(["census", "open", str(wrong[0]), "--key", str(wrong[1])])

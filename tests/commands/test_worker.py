@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from commands import worker
+from commands import sequencing, worker
 from commands.worker import SteadyTime, build
-from service import cases, ceremony, ladder, metrics, rulesets
+from service import cases, ceremony, ladder, metrics, outbox, rulesets
 from service.config import settings_from_environment
 from service.db import open_database, write
 from service.errors import Misconfigured
@@ -42,7 +42,7 @@ DUTY = {"screening": ["+85500000201"], "oversight": ["+85500000204"]}
 
 LOADED = """
 import json, sys
-from commands import worker
+from commands import sequencing, worker
 from service.config import settings_from_environment
 worker.build(settings_from_environment())
 print(json.dumps(sorted(m for m in sys.modules if m.split(".")[0] in ("webhooks", "dashboards", "alembic"))))
@@ -502,3 +502,51 @@ def a_world_of(working: worker.Worker, founding: ceremony.Founding) -> World:
     }
     write(world.sessions, partial(_settle, world=world, plans=PLANS, people=people))
     return world
+
+
+# --- the ledger's nights ---
+
+
+@pytest.fixture
+def with_signer(installed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker beside the signer, with a folder for the census."""
+    monkeypatch.delenv("HOTLINE_LEDGER_ELSEWHERE")
+    monkeypatch.setenv("HOTLINE_DEMO", "true")  # elsewhere the signer is a process of its own
+    origin = settings_from_environment().origin
+    for name, value in sequencing.make_signer(tmp_path / "log", origin).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOTLINE_LEDGER_CENSUS_DIR", str(tmp_path / "census"))
+
+
+def test_a_running_worker_takes_the_census_and_checks_the_ledger(with_signer: None, tmp_path: Path) -> None:
+    one = built()
+
+    def checked() -> bool:
+        with one.sessions.read() as session:
+            return session.get(Sign, metrics.VERIFIED) is not None
+
+    one.integrate()
+    with Running(one):
+        assert soon(lambda: (tmp_path / "census" / "census-000001.box").exists() and checked(), 10)
+
+
+def test_a_worker_without_a_folder_for_the_census_says_so(
+    with_signer: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built()
+    assert "CENSUS" not in capsys.readouterr().err
+    monkeypatch.delenv("HOTLINE_LEDGER_CENSUS_DIR")
+    built()
+    assert "HOTLINE_LEDGER_CENSUS_DIR" in capsys.readouterr().err
+
+
+def test_a_halt_rings_the_phones_of_oversight_once(with_signer: None) -> None:
+    one = built()
+    assert one.sequencer is not None
+    one.integrate()
+    one.sequencer.halt("leaf")
+    one.sequencer.halt("leaf")
+    with one.sessions.read() as session:
+        rows = session.scalars(select(OutboxJob)).all()
+    assert [(row.kind, row.case, row.duty) for row in rows] == [("ring", None, "oversight#0")]
+    outbox.check_tag(one.watch.row_key, rows[0])

@@ -10,6 +10,7 @@ import pytest
 
 from service import cases, metrics, outbox
 from service.db import write
+from service.ledger import sequencer
 from service.models import JobState, OutboxJob
 from tests.builders import NOW, World
 from tests.dashboards.builders import Browser, Clockwork, a_case
@@ -120,3 +121,10 @@ def test_a_silent_worker_is_said_and_a_living_one_is_not(browse: Browse, world: 
 
     clock.pass_by(minutes=2)
     assert f"{SILENT} since today 14:21" in screener.open("/queue").text
+
+
+def test_a_halted_ledger_is_said(browse: Browse, world: World) -> None:
+    screener = browse("screener")
+    assert "The ledger is halted" not in screener.open("/queue").text
+    write(world.sessions, lambda tx: sequencer.halt(tx, lambda _: None))
+    assert "The ledger is halted" in screener.open("/queue").text

@@ -15,8 +15,8 @@ from commands.worker import SteadyTime
 from service import cases, clocks, ladder, outbox
 from service.clocks import RUNNING, Step
 from service.db import Sessions, Tx, open_database, write
-from service.errors import CaseMoved
-from service.models import Case, Clock, ClockKind, JobState
+from service.errors import CaseMoved, Conflict
+from service.models import Case, Clock, ClockKind, JobState, OutboxJob
 from service.vault import boxes
 from tests.builders import NOW, World, a_world
 from tests.service.sending import DUTY, Scene, at_once, everything_logged
@@ -669,3 +669,29 @@ def test_a_deadline_to_act_that_was_met_tells_nobody(sessions: Sessions) -> None
     assert rung_by_minute(scene, 60 * 40, every=60) == {}
     with sessions.read() as session:
         assert cases.overlays(session, case) == frozenset()
+
+
+# --- about no case ---
+
+
+def test_every_oversight_phone_is_rung_about_no_case_and_once_for_an_occasion(scene: Scene) -> None:
+    def ring(about: str) -> None:
+        write(scene.world.sessions, lambda tx: ladder.ring_oversight(tx, scene.watch, about, scene.now))
+
+    ring("ledger:verify:1")
+    assert scene.rung() == sorted(OVERSIGHT + SECOND)
+    with pytest.raises(Conflict):
+        ring("ledger:verify:1")
+    assert scene.rung() == []
+    ring("ledger:verify:2")
+    assert scene.rung() == sorted(OVERSIGHT + SECOND)
+
+
+def test_oversight_without_a_phone_on_duty_is_counted_as_not_told(scene: Scene) -> None:
+    scene.duty = {"screening": DUTY["screening"]}
+    with everything_logged() as log:
+        write(scene.world.sessions, lambda tx: ladder.ring_oversight(tx, scene.watch, "ledger:verify:1", scene.now))
+    assert "nobody_on_duty" in log.getvalue()
+    assert scene.rung() == []
+    with scene.world.sessions.read() as session:
+        assert session.scalars(select(OutboxJob.state)).all() == [JobState.FAILED]
