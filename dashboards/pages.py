@@ -39,6 +39,10 @@ REFUSALS: Mapping[type[Exception], tuple[str, str]] = {
         mark("Somebody else has claimed this case"),
         mark("Nothing was changed. Take the next one in the queue."),
     ),
+    errors.LedgerHalted: (
+        mark("This waits: the ledger is halted"),
+        mark("Nothing was changed and nothing was shown. Oversight is told. Tips come in as always."),
+    ),
     errors.Unavailable: (
         mark("This cannot be saved or shown now"),
         mark("Nothing was changed and nothing was shown. Try again in a minute."),

@@ -7,10 +7,11 @@ history stays provable. Backups keep what they have for at most 35 days: nothing
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import delete, or_, select, text, update
+from sqlalchemy import and_, delete, or_, select, text, update
 from sqlmodel import col
 
 from service import outbox
@@ -77,17 +78,21 @@ def _erase(tx: Tx, *, ledger: Ledger, case_id: UUID, now: datetime) -> bool:
     nothing = {"record": None, "header": None, "seal": None, "body": None}
     tx.execute(update(CaseDecision).where(col(CaseDecision.case) == case_id).values(**nothing))
     events = select(col(LedgerEvent.eid)).where(col(LedgerEvent.case) == case.chain)
-    telling = or_(col(LedgerField.sealed).is_(True), col(LedgerField.name).in_(TELLING))
-    tx.execute(
-        delete(LedgerField)
-        .where(col(LedgerField.eid).in_(events), telling)
-        .execution_options(synchronize_session=False)
+    telling = and_(
+        col(LedgerField.eid).in_(events), or_(col(LedgerField.sealed).is_(True), col(LedgerField.name).in_(TELLING))
     )
-    _say(tx, ledger, case, {"what": "case", "stage": "erased"}, now, flags=None, province=None, venue=None)
+    names: dict[str, list[str]] = {}
+    for eid, name in tx.execute(select(col(LedgerField.eid), col(LedgerField.name)).where(telling)).all():
+        names.setdefault(eid, []).append(name)
+    tx.execute(delete(LedgerField).where(telling).execution_options(synchronize_session=False))
+    # Named one by one: a field that somebody takes away in their shadow is still found missing.
+    erased = {eid: sorted(names[eid]) for eid in sorted(names)}
+    fields = {"what": "case", "stage": "erased", "fields": erased}
+    _say(tx, ledger, case, fields, now, flags=None, province=None, venue=None)
     return True
 
 
-def _say(tx: Tx, ledger: Ledger, case: Case, fields: dict[str, str], now: datetime, **columns: None) -> None:
+def _say(tx: Tx, ledger: Ledger, case: Case, fields: dict[str, Any], now: datetime, **columns: None) -> None:
     event = NewEvent(EventType.VALUE_ERASED, now, SYSTEM, state_class(case.state), case.due_at, fields)
     change(tx, ledger, case, [event], **columns)
 

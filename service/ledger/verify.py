@@ -542,15 +542,17 @@ def _commitment(row: Any) -> str:
 
 
 def _erased(session: Session) -> set[tuple[str, str]]:
-    """Return the fields, by event and name, that an event says were erased."""
-    found: dict[str, dict[str, str]] = {}
+    """Return the fields, by event and name, that an event says were erased: one of them, or all of a case's."""
+    found: dict[str, dict[str, Any]] = {}
     for eid, name, value in session.execute(
         select(col(LedgerField.eid), col(LedgerField.name), col(LedgerField.value))
         .join(LedgerEvent, col(LedgerEvent.eid) == col(LedgerField.eid))
-        .where(col(LedgerEvent.type) == EventType.VALUE_ERASED, col(LedgerField.name).in_(["event", "field"]))
+        .where(col(LedgerEvent.type) == EventType.VALUE_ERASED, col(LedgerField.name).in_(["event", "field", "fields"]))
     ):
-        found.setdefault(eid, {})[name] = str(json.loads(value))
-    return {(one["event"], one["field"]) for one in found.values() if len(one) == 2}
+        found.setdefault(eid, {})[name] = json.loads(value)
+    erased = {(one["event"], one["field"]) for one in found.values() if "event" in one and "field" in one}
+    whole = (item for one in found.values() for item in one.get("fields", {}).items())
+    return erased | {(eid, name) for eid, names in whole for name in names}
 
 
 def _lost(session: Session) -> set[int]:

@@ -16,6 +16,8 @@ from dashboards.desk import Desk
 from dashboards.downloads import download
 from service import staff
 from service.config import Settings
+from service.db import write
+from service.ledger import sequencer
 from service.models import LedgerEvent, LedgerField, Reading
 from tests.builders import World
 from tests.dashboards.builders import ACCOUNT, Browser, Clockwork, Page, a_case, a_record
@@ -294,6 +296,23 @@ def test_what_one_has_not_opened_is_not_taken_out(browse: Browse, world: World, 
     assert other.send(page.form("/account").action, {"t": token}).status == 403
     assert other.send(f"/downloads/{case}/everything", {"t": token}).status == 404
     assert other.client.get(f"/downloads/{case}/account").status_code in (404, 405)
+
+
+def test_nothing_is_given_out_while_the_ledger_is_halted_and_accounts_are_read(
+    browse: Browse, world: World, step_up: Callable[[], None]
+) -> None:
+    case, browser = a_case(world), browse("screener")
+    page = open_account(browser, case)
+    step_up()
+    write(world.sessions, lambda tx: sequencer.halt(tx, lambda _: None))
+
+    answer = browser.submit(page, "/account")
+
+    assert answer.status == 503
+    assert "the ledger is halted" in answer.text
+    assert ACCOUNT not in answer.html
+    assert events(world, "content:export:made") == []
+    assert ACCOUNT in open_account(browser, case).text
 
 
 def test_nothing_is_given_out_when_its_event_cannot_be_written(
