@@ -20,11 +20,12 @@ from commands import demo_witnesses
 from commands.demo_cast import Claimed, HandedOn, Opened, Person, Story, Told
 from commands.demo_folder import DATABASE, KEYS, POLICY, WITNESSES
 from commands.sequencing import make_signer
-from service import cases, ceremony, ladder, reading, staff
+from service import cases, ceremony, exclusions, ladder, reading, staff
 from service.ceremony import Founding
 from service.clocks import RUNNING
 from service.config import Settings
 from service.db import Sessions, Tx, Writer, open_database, write
+from service.exclusions import Wallkeeper
 from service.history import NameKeys
 from service.intake import IncomingTip, Intake, Pepper
 from service.ladder import Watch
@@ -301,17 +302,9 @@ def _hand_on(tx: Tx, *, made: Installation, case_id: UUID, scene: HandedOn) -> N
     who, deck = _signed_in(made, scene.who), made.founding.cards
     case = cases.find(tx, who.viewer, case_id)
     opened = staff.open_keys(tx, made.founding.row_key, deck, who, case)
-    cases.hand_on(
-        tx,
-        made.ledger,
-        who.viewer,
-        opened,
-        deck,
-        unit=scene.unit,
-        answer=scene.named,
-        version=case.version,
-        now=made.clock,
-    )
+    keeper = Wallkeeper(made.ledger, deck, made.founding.row_key)
+    step = partial(exclusions.hand_on, tx, keeper, who.viewer, opened)
+    step(unit=scene.unit, answer=scene.named, version=case.version, now=made.clock)
 
 
 def _claim(tx: Tx, *, made: Installation, case_id: UUID, scene: Claimed) -> None:

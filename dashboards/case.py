@@ -30,7 +30,7 @@ from dashboards.pages import render, signed_in, watermark
 from dashboards.questions import question_values, told_to
 from dashboards.walls import wall_values
 from dashboards.words import Words
-from service import cases, decisions, levels, outbox, reading, staff
+from service import cases, decisions, exclusions, levels, outbox, reading, staff
 from service.db import Tx, write
 from service.errors import Conflict, InvalidForm, Unavailable
 from service.models import Case
@@ -136,17 +136,8 @@ def hand_on(case_id: CaseId, form: Annotated[HandOnForm, Form()], desk: OurDesk,
     def use_case(tx: Tx) -> None:
         case = cases.find(tx, who.viewer, case_id)
         opened = staff.open_keys(tx, desk.row_key, desk.cards, who, case)
-        cases.hand_on(
-            tx,
-            desk.ledger,
-            who.viewer,
-            opened,
-            desk.cards,
-            unit=form.unit,
-            answer=form.named,
-            version=form.version,
-            now=now,
-        )
+        step = partial(exclusions.hand_on, tx, desk.keeper, who.viewer, opened)
+        step(unit=form.unit, answer=form.named, version=form.version, now=now)
 
     write(desk.sessions, use_case)
     return RedirectResponse("/queue?done=handed_on", 303)

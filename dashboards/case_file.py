@@ -20,7 +20,7 @@ from service.models import Case, Member, Role, State
 from service.reading import NEVER_READ, Account, OpenedFile, Step
 from service.triage import ASKS, FACTS, Fact, Source
 from service.vault.cards import UnitKind
-from service.walls import Viewer
+from service.walls import Viewer, barred_units
 
 ANSWERS: Mapping[str, str] = {
     "no": mark("No. It goes to the unit chosen above."),
@@ -75,7 +75,7 @@ def case_values(session: Session, desk: Desk, reader: Reader, file: CaseFile) ->
         "takeable": [{"value": code, "label": reader.words(text)} for code, text in terms.TAKEN_OUT.items()],
         "claimable": may_claim(reader.viewer, case),
         "openings": [{"value": code, "label": reader.words(text)} for code, text in terms.OPENING.items()],
-        "hand_on": _hand_on(desk, reader) if hand_on else None,
+        "hand_on": _hand_on(session, desk, reader, case) if hand_on else None,
     }
 
 
@@ -249,9 +249,10 @@ def _account(words: Words, account: Account) -> dict[str, Any]:
     }
 
 
-def _hand_on(desk: Desk, reader: Reader) -> dict[str, Any]:
-    """Return the choices of the hand-on form. Nothing is chosen beforehand."""
-    cards = desk.cards.of_kind(UnitKind.UNIT)
+def _hand_on(session: Session, desk: Desk, reader: Reader, case: Case) -> dict[str, Any]:
+    """Return the choices of the hand-on form: no unit behind the wall of the case. Nothing is chosen beforehand."""
+    barred = barred_units(session, desk.row_key, case.id, desk.cards)
+    cards = [card for card in desk.cards.of_kind(UnitKind.UNIT) if card.unit not in barred]
     names = [{"value": card.unit, "label": reader.units.get(card.unit, card.unit)} for card in cards]
     return {
         "units": sorted(names, key=lambda unit: unit["label"]),

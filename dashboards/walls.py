@@ -27,6 +27,7 @@ LONGEST = 2000  # characters of a reason
 WHYS: Mapping[str, str] = {
     "named": mark("The account names them, or means them"),
     "tied": mark("They are tied to somebody in it"),
+    exclusions.UNSURE: mark("The screener was not sure whether the account means them"),
     exclusions.SELF: mark("They said so of themselves"),
 }
 

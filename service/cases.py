@@ -458,23 +458,12 @@ class OpenedCase:
     barred: frozenset[str] = frozenset()  # units that its wall names: it must not be sealed to them
 
 
-def hand_on(
-    tx: Tx,
-    ledger: Ledger,
-    viewer: Viewer,
-    opened: OpenedCase,
-    deck: Cards,
-    *,
-    unit: str,
-    answer: str,
-    version: int,
-    now: datetime,
-) -> str:
-    """Seal a handling unit in, or the integrity unit, and return the unit that has the case now.
+def for_hand_on(
+    tx: Tx, viewer: Viewer, opened: OpenedCase, deck: Cards, *, unit: str, version: int
+) -> tuple[Case, Card]:
+    """Return the case that a screener hands on, and the card of the handling unit. The screener has opened its account.
 
-    answer: ``no``, ``yes`` or ``unsure`` to "does the account name or hint at someone tied to this unit?"
-    (casework.md section 3). Anything but ``no`` goes to integrity behind the wall. The screener must have opened
-    the account before. Raises NoSuchCase, Forbidden, WrongState, CaseMoved.
+    Raises NoSuchCase, Forbidden, also for a unit behind the wall of the case, WrongState, CaseMoved.
     """
     case = find(tx, viewer, opened.case.id)
     if viewer.role != Role.SCREENER or case.unit not in viewer.units:
@@ -484,28 +473,23 @@ def hand_on(
     unmoved(tx, case, version)
     if not has_opened(tx, case, viewer):
         raise Forbidden("Open the account first: a machine cannot hear whom it names.")
-    if answer not in ("no", "yes", "unsure"):
-        raise Forbidden("The question needs an answer.")
     target = next((card for card in deck.of_kind(UnitKind.UNIT) if card.unit == unit), None)
     if target is None:
         raise Forbidden("A case is handed on to a handling unit.")
     if target.unit in opened.barred:
         raise Forbidden("This unit is behind the wall of this case.")
-    if answer != "no":
-        cause, barred = f"screener:{answer}:{unit}", opened.barred
-        return wall(tx, ledger, case, deck, opened.privates, barred, actor=viewer.actor, cause=cause, now=now)
+    return case, target
+
+
+def seal_in(
+    tx: Tx, ledger: Ledger, viewer: Viewer, opened: OpenedCase, case: Case, target: Card, now: datetime
+) -> None:
+    """Seal a handling unit in, that the account does not name: it works the case from now on."""
     for generation, private in opened.privates.items():
         tx.insert(CaseSeal, [seal_row(target, case.id, generation, private)])
-    event = NewEvent(
-        EventType.CASE_UNIT_SEALED,
-        now,
-        viewer.actor,
-        StateClass.OPEN,
-        case.due_at,
-        {"unit": target.unit, "named": answer},
-    )
+    fields = {"unit": target.unit, "named": "no"}
+    event = NewEvent(EventType.CASE_UNIT_SEALED, now, viewer.actor, StateClass.OPEN, case.due_at, fields)
     change(tx, ledger, case, [event], unit=target.unit)
-    return target.unit
 
 
 def has_opened(tx: Session, case: Case, viewer: Viewer) -> bool:

@@ -5,7 +5,7 @@ ledger's witnesses have seen that: until then it stands (casework.md section 10,
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,8 +23,10 @@ from service.cases import (
     case_public,
     change,
     find,
+    for_hand_on,
     has_opened,
     lapse_lowering,
+    seal_in,
     seal_row,
     standing_lowering,
     state_class,
@@ -63,6 +65,8 @@ from service.walls import (
 )
 
 WHYS = ("named", "tied")  # the account names them, or means them; they are tied to somebody in it
+UNSURE = "unsure"  # the screener could not tell whether the account means them
+NAMED = {"yes": "named", "unsure": UNSURE}  # why a unit is excluded, by the screener's answer
 SELF = "self"  # they say so of themselves
 STANDING = text("narrowing.state IN ('proposed', 'approved')")
 
@@ -137,6 +141,49 @@ def exclude_unit(
     case = _for_exclusion(tx, viewer, opened, why, version)
     if unit not in {card.unit for card in keeper.cards.units}:
         raise InvalidForm("whom", "Choose somebody.")
+    _exclude_unit(tx, keeper, viewer, case, opened, unit, why, now, f"excluded:{why}" if case.unit == unit else None)
+
+
+def hand_on(
+    tx: Tx,
+    keeper: Wallkeeper,
+    viewer: Viewer,
+    opened: OpenedCase,
+    *,
+    unit: str,
+    answer: str,
+    version: int,
+    now: datetime,
+) -> str:
+    """Seal a handling unit in, or raise the wall before it, and return the unit that has the case now.
+
+    answer: ``no``, ``yes`` or ``unsure`` to "does the account name or hint at someone tied to this unit?"
+    (casework.md section 3). Anything but ``no`` excludes the unit and brings the case to integrity: in the same
+    transaction, so that nobody seals that unit in later, unless the wall was narrowed.
+    Raises what `cases.for_hand_on` does, and Forbidden without an answer.
+    """
+    case, target = for_hand_on(tx, viewer, opened, keeper.cards, unit=unit, version=version)
+    if answer == "no":
+        seal_in(tx, keeper.ledger, viewer, opened, case, target, now)
+        return target.unit
+    if answer not in NAMED:
+        raise Forbidden("The question needs an answer.")
+    _exclude_unit(tx, keeper, viewer, case, opened, unit, NAMED[answer], now, f"screener:{answer}")
+    return tx.scalars(select(col(Case.unit)).where(col(Case.id) == opened.case.id)).one()
+
+
+def _exclude_unit(
+    tx: Tx,
+    keeper: Wallkeeper,
+    viewer: Viewer,
+    case: Case,
+    opened: OpenedCase,
+    unit: str,
+    why: str,
+    now: datetime,
+    cause: str | None,
+) -> None:
+    """Exclude a unit. cause: of the wall that is raised, where the unit that works the case loses it; else None."""
     barred = opened.barred | {unit}
     behind_the_wall(keeper.cards, barred)  # refuses before anything is written
     taken = tx.execute(delete(CaseSeal).where(col(CaseSeal.case) == case.id, col(CaseSeal.unit) == unit))
@@ -147,7 +194,7 @@ def exclude_unit(
     if case.oversight == unit:
         columns["oversight"] = _another_oversight(tx, keeper.cards, case, barred, privates)
     names = [wall_name(keeper.row_key, UNIT, unit)]
-    lost = (keeper.cards, privates, barred) if case.unit == unit else None
+    lost = None if cause is None else partial(wall, deck=keeper.cards, privates=privates, barred=barred, cause=cause)
     # Who it is stands sealed to the new key: they may have kept the old one.
     public = boxes.public_of(privates[max(privates)])
     _exclude(tx, keeper, viewer, case, public, {"unit": unit}, names, why, now, lost, **columns)
@@ -175,12 +222,12 @@ def _exclude(
     names: Sequence[bytes],
     why: str,
     now: datetime,
-    lost: tuple[Cards, Mapping[int, bytes], frozenset[str]] | None = None,
+    lost: Callable[..., str] | None = None,
     **columns: Any,
 ) -> None:
     """Write the rows and the event of an exclusion; a claim and proposals of whoever is out now end.
 
-    public: what `whom` is sealed to. lost: what `wall` needs where the unit that works the case is excluded.
+    public: what `whom` is sealed to. lost: `wall`, where the unit that works the case loses it.
     """
     if {row.name for row in walls_of(tx, case.id)} & set(names):
         raise Conflict("They are excluded already.")
@@ -202,8 +249,8 @@ def _exclude(
     if lost is None:
         change(tx, keeper.ledger, case, [event, *ended], **columns)
         return
-    behind = partial(wall, tx, keeper.ledger, case, *lost)  # it works out generation and oversight by itself
-    behind(actor=viewer.actor, cause=f"excluded:{why}", now=now, events=[event, *ended])
+    # It works out generation and oversight by itself.
+    lost(tx, keeper.ledger, case, actor=viewer.actor, now=now, events=[event, *ended])
 
 
 def _is_out(tx: Tx, keeper: Wallkeeper, case: Case, member: UUID | None) -> bool:

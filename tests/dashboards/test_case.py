@@ -455,6 +455,18 @@ def test_the_answer_has_no_default_and_a_unit_must_be_chosen(browse: Browse, wor
     assert form.choices["unit"] == ["", "kandal", "siem-reap"]
 
 
+def test_a_unit_behind_the_wall_of_the_case_is_not_offered(browse: Browse, world: World) -> None:
+    case, other = a_case(world), a_case(world)
+    oversight = browse("oversight")
+    page = open_account(oversight, case, reason="oversight")
+    assert oversight.submit(page, "/wall", whom="unit:kandal", why="tied").status == 303
+
+    screener = browse("screener")
+    assert open_account(screener, case).form("/hand-on").choices["unit"] == ["", "siem-reap"]
+    assert open_account(screener, other).form("/hand-on").choices["unit"] == ["", "kandal", "siem-reap"]
+    assert hand_on(screener, case, "siem-reap", "no").status == 303
+
+
 @pytest.mark.parametrize(
     "fields",
     [

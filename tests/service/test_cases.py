@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import select, text, update
 
-from service import cases, queue, reading, staff
+from service import cases, exclusions, queue, reading, staff, walls
 from service.config import Settings
 from service.db import Sessions, Tx, write
 from service.errors import (
@@ -19,8 +19,9 @@ from service.errors import (
     NoSuchCase,
     StorageUnavailable,
 )
+from service.exclusions import Wallkeeper
 from service.ledger.events import SYSTEM, EventType, NewEvent, StateClass
-from service.models import Case, CaseSeal, Channel, Clock, Level, State
+from service.models import Case, CaseSeal, Channel, Clock, LedgerEvent, Level, State
 from service.queue import QueueFilter
 from tests.builders import NOW, PLENTY, World, a_number, a_tip, a_world, the_case
 from tests.service.test_events import stored
@@ -65,22 +66,18 @@ def opened(world: World, name: str, case: Case, reason: str = "screening") -> An
         return staff.open_keys(session, world.founding.row_key, world.founding.cards, who, found)
 
 
+def keeper(world: World) -> Wallkeeper:
+    return Wallkeeper(world.ledger, world.founding.cards, world.founding.row_key)
+
+
 def hand_on(world: World, case: Case, *, name: str = "screener", unit: str = "siem-reap", answer: str = "no") -> str:
     who = world.signed_in(name)
     keys = opened(world, name, case)
     version = again(world, case).version
     return write(
         world.sessions,
-        lambda tx: cases.hand_on(
-            tx,
-            world.ledger,
-            who.viewer,
-            keys,
-            world.founding.cards,
-            unit=unit,
-            answer=answer,
-            version=version,
-            now=NOW,
+        lambda tx: exclusions.hand_on(
+            tx, keeper(world), who.viewer, keys, unit=unit, answer=answer, version=version, now=NOW
         ),
     )
 
@@ -293,11 +290,10 @@ def test_a_case_is_handed_on_only_by_the_screener_who_read_it(world: World) -> N
     with pytest.raises(Forbidden, match="Open the account first"):
         write(
             world.sessions,
-            lambda tx: cases.hand_on(
-                tx, world.ledger, other.viewer, keys, world.founding.cards,
-                unit="siem-reap", answer="no", version=version, now=NOW,
+            lambda tx: exclusions.hand_on(
+                tx, keeper(world), other.viewer, keys, unit="siem-reap", answer="no", version=version, now=NOW
             ),
-        )  # fmt: skip
+        )
     for name in ("investigator", "oversight"):
         with pytest.raises((Forbidden, NoSuchCase)):
             hand_on(world, case, name=name)
@@ -336,6 +332,47 @@ def test_an_account_that_hints_at_the_unit_goes_to_integrity_and_is_gone_for_all
     assert [a.text for a in file.accounts] == [LOCKED_IN]
     assert "confinement" in file.facts["flags"]
     assert file.record["level"] == "P1"
+
+
+@pytest.mark.parametrize("answer", ["yes", "unsure"])
+def test_a_unit_that_the_screener_named_is_behind_the_wall_of_the_case_until_that_is_narrowed(
+    world: World, answer: str
+) -> None:
+    case = new_case(world)
+    hand_on(world, case, answer=answer)
+
+    keys = opened(world, "integrity", case, "owner")
+    assert keys.barred == {"siem-reap"}
+    for unit in ("siem-reap", "kandal"):  # whatever seals them in later; the other unit is the control
+        seal = cases.seal_row(world.founding.cards.unit(unit), case.id, 1, keys.privates[1])
+        write(world.sessions, lambda tx, seal=seal: tx.insert(CaseSeal, [seal]))
+    with world.sessions.read() as session:
+        cases.find(session, world.signed_in("elsewhere").viewer, case.id)
+        with pytest.raises(NoSuchCase):
+            cases.find(session, world.signed_in("investigator").viewer, case.id)
+    with world.sessions.read() as session:
+        [row] = walls.walls_of(session, case.id)
+        walls.check_wall(session, again(world, case))
+    assert row.why == exclusions.NAMED[answer]
+    with world.sessions.read() as session:
+        told = select(LedgerEvent.type).where(LedgerEvent.case == case.chain).order_by(LedgerEvent.seq)
+        types = session.scalars(told).all()
+    assert [kind for kind in types if kind.startswith("case:wall:")] == ["case:wall:widened", "case:wall:raised"]
+
+
+def test_an_exclusion_that_fails_leaves_no_wall_half_raised(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both in one transaction: a unit that is walled out by the state alone could be sealed in later."""
+    case = new_case(world)
+
+    def fails(*_: object, **__: object) -> str:
+        raise Forbidden("no")
+
+    monkeypatch.setattr(exclusions, "wall", fails)
+    with pytest.raises(Forbidden, match="no"):
+        hand_on(world, case, answer="yes")
+    with world.sessions.read() as session:
+        assert walls.walls_of(session, case.id) == []
+    assert not again(world, case).walled
 
 
 def test_a_wall_drops_the_owner_and_keeps_the_clocks(world: World) -> None:

@@ -307,10 +307,8 @@ def test_an_excluded_unit_is_not_sealed_in_again(sqlite_world: World) -> None:
     def hand_on(tx: Tx, unit: str) -> str:
         found = cases.find(tx, who.viewer, case)
         opened = staff.open_keys(tx, world.founding.row_key, world.founding.cards, who, found)
-        version, deck = found.version, world.founding.cards
-        return cases.hand_on(
-            tx, world.ledger, who.viewer, opened, deck, unit=unit, answer="no", version=version, now=NOW
-        )
+        given = {"unit": unit, "answer": "no", "version": found.version}
+        return exclusions.hand_on(tx, keeper(world), who.viewer, opened, **given, now=NOW)
 
     with pytest.raises(Forbidden):
         write(world.sessions, partial(hand_on, unit="kandal"))

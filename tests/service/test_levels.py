@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, text, update
 from sqlmodel import col
 
-from service import cases, decisions, levels, reading, staff
+from service import cases, decisions, exclusions, levels, reading, staff
 from service.config import Settings
 from service.db import Sessions, write
 from service.errors import (
@@ -25,6 +25,7 @@ from service.errors import (
     StorageUnavailable,
     WrongState,
 )
+from service.exclusions import Wallkeeper
 from service.ledger.events import SYSTEM, EventType, NewEvent, StateClass
 from service.levels import Judge
 from service.models import (
@@ -77,8 +78,9 @@ def new_case(world: World, words: str = VAGUE, *facts: Fact, unit: str = "siem-r
     if not case.walled:
         keys = opened(world, "screener", case)
         version, who = again(world, case).version, world.signed_in("screener").viewer
+        keeper = Wallkeeper(world.ledger, world.founding.cards, world.founding.row_key)
         with_unit = {"unit": unit, "answer": "no", "version": version, "now": NOW}
-        write(world.sessions, lambda tx: cases.hand_on(tx, world.ledger, who, keys, world.founding.cards, **with_unit))
+        write(world.sessions, lambda tx: exclusions.hand_on(tx, keeper, who, keys, **with_unit))
     return again(world, case)
 
 
