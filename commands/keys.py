@@ -14,14 +14,15 @@ from sqlmodel import col
 from commands import offline
 from commands.serve import open_ready_database, read_deck, read_peppers, read_relay
 from commands.talk import Talk
-from service import ceremony, numbers, recovering, rotation, staff
+from service import accounts, ceremony, numbers, recovering, rotation, staff
 from service.config import Settings, read_secret, settings_from_environment
 from service.db import Sessions, write
 from service.errors import HotlineError, Invalid, Misconfigured
 from service.keyring import BEGINNING, Generation, Keyring
 from service.ledger.events import Ledger
-from service.models import Member, UnitGrant
+from service.models import Member, Unit, UnitGrant
 from service.staff import SignedIn
+from service.turns import Turns
 from service.vault import boxes, members, passwords
 from service.vault.cards import Cards, read_cards
 from service.vault.members import MemberKeys
@@ -182,12 +183,16 @@ def show(_options: argparse.Namespace, talk: Talk) -> None:
     with host.sessions.read() as session:
         how_far = {found.unit: found for found in rotation.progress(session, cards)}
         keys = numbers.relay_keys(session, cards.relay or b"", read_relay(host.settings, cards))
+        stale = {row.id: row.stale_since for row in session.scalars(select(Unit)) if accounts.needs_new_key(row, cards)}
     for card in cards.units:
         found = how_far[card.unit]
         left = found.total - found.moved
         moving = f"; {left} of {found.total} open cases are still under an older key (unit-move)" if left else ""
         talk.say(f"  {card.unit}, {card.kind} of {card.organisation}, generation {card.generation}:")
         talk.say(f"    {recovering.fingerprint(card.public)}{moving}")
+        if card.unit in stale:
+            since = f" on {stale[card.unit]:%Y-%m-%d}" if stale[card.unit] else ""
+            talk.say(f"    somebody who knows this key has left{since}  DUE: ./hotline keys unit-next {card.unit}")
     talk.say("  recovery: " + (recovering.fingerprint(cards.recovery) if cards.recovery else "NONE (recovery-make)"))
     for key in keys[:2]:
         due = "  DUE: ./hotline keys relay" if key == keys[0] and today > key.until - DUE else ""
@@ -415,7 +420,18 @@ def _member(host: Host, account: str, talk: Talk) -> tuple[Member, MemberKeys]:
 
 
 def _signed_in(host: Host, account: str, talk: Talk) -> SignedIn:
-    member, keys = _member(host, account, talk)
+    """Return a member by password and the code of the phone, as on the sign-in page. Raises Unauthenticated, WrongCode.
+
+    What opens a unit's key asks for both, here as there: a password that somebody has watched is not enough.
+    """
+    name = staff.account_name(account)
+    with host.sessions.read() as session:
+        found = session.scalars(select(Member).where(col(Member.account) == name)).one_or_none()
+    password = talk.secret(f"Password of {name}: ")
+    code = talk.ask("The code that your phone shows now: ").strip()
+    prove = partial(staff.prove, host.sessions, host.ledger, host.row_key, found, account, password, code)
+    keys, step, member = prove(now=datetime.now(UTC), turns=Turns(), address="terminal")
+    write(host.sessions, lambda tx: staff.use_code(tx, member, step))
     with host.sessions.read() as session:
         granted = set(
             session.execute(

@@ -98,7 +98,15 @@ class Rehearsal:
             self.talk.say("  " + words.replace(str(self.folder), "…").replace("\n", "\n  "))
 
         def ask(words: str) -> str:
-            answer = pyotp.TOTP(self._factor()).now() if "digits" in words else "same"
+            answer = "same"
+            if "digits" in words:
+                line = self.said_with("For ")
+                factor = self._factors[line.split()[1]] = line.rpartition(": ")[2]
+                answer = pyotp.TOTP(factor).now()
+            elif "your phone shows" in words:  # a code is good once: the next is that of half a minute later
+                then = datetime.now(UTC) + timedelta(seconds=30 * self._codes_used)
+                answer = pyotp.TOTP(self._factors[self._account]).at(then)
+                self._codes_used += 1
             self.talk.say(f"  {words}{answer}")
             return answer
 
@@ -106,15 +114,15 @@ class Rehearsal:
             self.talk.say(f"  {words}••••••")
             account = next((account for account in PASSWORDS if account in words), None)
             if account:
-                self._password = PASSWORDS[account]
+                self._account, self._password = account, PASSWORDS[account]
             return self._password if account or "once more" in words else "an invented secret"
 
         return Talk(say, ask, secret)
 
+    _account: str = ""
     _password: str = ""
-
-    def _factor(self) -> str:
-        return self.said_with("For ").rpartition(": ")[2]
+    _factors: dict[str, str] = field(default_factory=dict, repr=False)
+    _codes_used: int = 0
 
     def said_with(self, start: str) -> str:
         """Return the last line said that begins so."""

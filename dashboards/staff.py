@@ -15,7 +15,7 @@ from dashboards.forms import StaffForm
 from dashboards.pages import render, signed_in
 from dashboards.sign_in import told
 from dashboards.words import Words, mark
-from service import accounts, invitations, staff
+from service import accounts, invitations, rotation, staff
 from service.db import write
 from service.errors import Busy, InvalidForm, Unauthenticated
 from service.models import AccountChange, Member, Organisation, Role, Unit, UnitGrant
@@ -53,6 +53,7 @@ def show(request: Request, desk: OurDesk, who: Who, words: InWords, done: str = 
             "invitations": _invitations(session, words, who.viewer, now),
             "changes": _changes(session, words, who.viewer, now),
             "stale": _stale(session, words, desk, now),
+            "moving": _moving(session, words, desk, who.viewer, units),
             "may_invite": may_manage(who.viewer, who.viewer.organisation, Role.INVESTIGATOR),
             "accepts": not who.whole and may_accept(who.viewer),
             "done": words(_DONE[done]) if done in _DONE else "",
@@ -165,6 +166,23 @@ def _stale(session: Session, words: Words, desk: Desk, now: datetime) -> list[st
         )
         for row in rows
         if row.stale_since and accounts.needs_new_key(row, desk.cards)
+    ]
+
+
+def _moving(session: Session, words: Words, desk: Desk, viewer: Viewer, units: Mapping[str, str]) -> list[str]:
+    """Return how far the viewer's units are with putting their open cases under the new key, while they are not done.
+
+    Only cases that exist for the viewer count.
+    """
+    return [
+        words(
+            "{unit}: {moved} of {total}",
+            unit=units.get(found.unit, found.unit),
+            moved=words.digits(found.moved),
+            total=words.digits(found.total),
+        )
+        for found in rotation.progress(session, desk.cards, viewer)
+        if found.unit in viewer.units and found.moved < found.total
     ]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, true, update
 from sqlmodel import Session, col
 
 from service import register
@@ -24,6 +24,7 @@ from service.vault import boxes, members
 from service.vault.cards import Card, Cards
 from service.vault.case_keys import seal_case_key
 from service.vault.recovery import seal_unit
+from service.walls import Viewer, readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +43,13 @@ def propose_generation(
     """Make the next key of a unit, seal it to each member who holds the present one, and return its card unsigned.
 
     Nothing is sealed to it before the root has signed that card (`request_line`) and it was published.
-    Raises Forbidden for somebody who is no member, Conflict when the next key was made already, CannotOpen when a
-    member's row was planted, WrongState when the register of people was changed outside.
+    Raises Forbidden for somebody who is no member, Conflict when the next key was made already, WrongState when the
+    register of people was changed outside the system, CannotOpen when a member's row was planted.
     """
     card = deck.unit(unit)
     if unit not in who.viewer.units:
         raise Forbidden("Only a member of the unit makes its next key.")
-    register.require_whole(tx, row_key)
+    register.require_whole(tx, row_key)  # else a planted member would get the new key with the others
     generation = card.generation + 1
     there = select(func.count()).select_from(UnitGrant)
     if tx.scalar(there.where(col(UnitGrant.unit) == unit, col(UnitGrant.generation) == generation)):
@@ -72,12 +73,10 @@ def propose_generation(
     if deck.recovery is not None:
         sealed = seal_unit(deck.recovery, unit, generation, private)
         tx.add(UnitRecovery(unit=unit, generation=generation, sealed=sealed))
-    tx.flush()
+    held = NewEvent(EventType.UNIT_ROTATED, now, who.viewer.actor, StateClass.SYSTEM, None, {"unit": unit})
+    register.append_change(tx, ledger, row_key, held)
     fields = {"unit": unit, "generation": generation, "public": public.hex(), "members": len(holders)}
     _append(tx, ledger, who, fields, now)
-    given_to = {"unit": unit, "generation": generation, "members": len(holders)}
-    joined = NewEvent(EventType.MEMBER_JOINED, now, who.viewer.actor, StateClass.SYSTEM, fields=given_to)
-    register.append_change(tx, ledger, row_key, joined)
     return Card(unit, card.kind, card.organisation, generation, public, now.date())
 
 
@@ -145,12 +144,16 @@ def move_cases(
     return how_far
 
 
-def progress(session: Session, deck: Cards) -> list[Progress]:
-    """Return for each unit of the cards how many seals of open cases are to its present key, of how many."""
+def progress(session: Session, deck: Cards, viewer: Viewer | None = None) -> list[Progress]:
+    """Return for each unit of the cards how many seals of open cases are to its present key, of how many.
+
+    viewer: for a page, only cases that exist for this person count: a figure must not tell of a walled case.
+    """
+    exists_for = select(col(Case.id)).where(readable(viewer)).correlate(None) if viewer is not None else None
     rows = session.execute(
         select(col(CaseSeal.unit), col(CaseSeal.unit_generation), func.count())
         .join(Case, col(Case.id) == col(CaseSeal.case))
-        .where(_is_open())
+        .where(_is_open(), col(Case.id).in_(exists_for) if exists_for is not None else true())
         .group_by(col(CaseSeal.unit), col(CaseSeal.unit_generation))
     ).all()
     counts = {(unit, generation): count for unit, generation, count in rows}

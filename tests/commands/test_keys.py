@@ -5,11 +5,13 @@ import os
 import re
 import shutil
 from base64 import b64encode
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyotp
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlmodel import col
 
 from commands import init, keys, offline, rehearsal
@@ -18,10 +20,10 @@ from commands.custody import refuse_foreign_secrets
 from commands.rehearsal import ANSWERS, CEREMONIES, Rehearsal
 from commands.talk import Talk
 from service.config import read_settings
-from service.db import open_database
+from service.db import open_database, write
 from service.errors import Misconfigured
 from service.ledger.events import fixed_chain
-from service.models import LedgerEvent, Member, UnitGrant
+from service.models import LedgerEvent, Member, Unit, UnitGrant
 from service.vault import boxes, passwords
 from tests.builders import CHEAP
 
@@ -230,6 +232,49 @@ def test_a_wrong_password_does_nothing(scene: Rehearsal, capsys: pytest.CaptureF
             assert keys.main(["unit-next", "screening", "--account", account], person) == 1
     assert len(set(capsys.readouterr().err.splitlines())) == 1, "an unknown account reads the same"
     assert events(scene) == ["keys:cards:published"]
+
+
+def test_a_units_next_key_wants_the_code_of_the_phone_and_each_code_once(scene: Rehearsal) -> None:
+    person = scene.person()
+
+    def next_key(code: str) -> int:
+        talk = Talk(lambda _: None, lambda _: code, person.secret)
+        with rehearsal._settings(scene.host / "staff.env"):
+            return keys.main(["unit-next", "screening", "--account", "first.screener"], talk)
+
+    def refusals() -> int:
+        sessions = open_database(f"sqlite:///{scene.host / 'data' / 'hotline.db'}")
+        with sessions.read() as session:
+            told = select(col(LedgerEvent.type)).where(col(LedgerEvent.type) == "staff:session:refused")
+            found = len(session.scalars(told).all())
+        sessions.close()
+        return found
+
+    code = pyotp.TOTP(scene._factors["first.screener"]).now()
+    wrong = f"{(int(code) + 1) % 10**6:06}"
+    assert [next_key(given) for given in ("", wrong)] == [1, 1]
+    assert events(scene) == ["keys:cards:published"]
+    assert next_key(code) == 0
+    assert events(scene) == ["keys:cards:published", "keys:unit:rotated"]
+    with rehearsal._settings(scene.host / "staff.env"):
+        again = Talk(lambda _: None, lambda _: code, person.secret)
+        assert keys.main(["unit-move", "screening", "--account", "first.screener"], again) == 1
+    assert refusals() == 3
+
+
+def test_show_says_which_unit_needs_a_new_key_because_somebody_left(scene: Rehearsal) -> None:
+    def shown() -> str:
+        scene.run("show", as_process="worker")
+        return "\n".join(scene.said)
+
+    assert "has left" not in shown()
+    sessions = open_database(f"sqlite:///{scene.host / 'data' / 'hotline.db'}")
+    left = {"stale_generation": 1, "stale_since": datetime(2027, 3, 9, tzinfo=UTC)}
+    write(sessions, lambda tx: tx.execute(update(Unit).where(col(Unit.id) == "screening").values(**left)))
+    sessions.close()
+    assert "somebody who knows this key has left on 2027-03-09  DUE: ./hotline keys unit-next screening" in shown()
+    CEREMONIES["unit-next"](scene)
+    assert "has left" not in shown()
 
 
 def test_a_unit_key_of_another_unit_is_not_granted(scene: Rehearsal) -> None:

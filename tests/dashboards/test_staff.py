@@ -4,18 +4,23 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from sqlalchemy import delete, select
 
 from dashboards import join, people
 from dashboards.desk import Desk
-from service import accounts, invitations
+from service import accounts, exclusions, invitations, rotation, staff
 from service.db import write
+from service.exclusions import Wallkeeper
 from service.models import LedgerEvent, Member, StaffSession, UnitGrant
+from service.staff import SignedIn
 from service.vault import passwords, totp
-from tests.builders import CHEAP, PASSWORD, World, a_code
+from service.vault.cards import Cards
+from tests.builders import CHEAP, NOW, PASSWORD, World, a_code
 from tests.dashboards.builders import Browser, Clockwork, Page, a_case
+from tests.dashboards.test_case import row_of
 
 Browse = Callable[..., Browser]
 NEW = "grey kettle hums at four"
@@ -209,7 +214,51 @@ def test_who_is_barred_is_out_and_the_unit_needs_a_new_key(browse: Browse, world
     step_up(admin, clock)
     assert admin.submit(admin.open(f"/staff/people/{member_id(world, 'investigator-2')}"), "/leave").status == 303
     assert gone.open("/queue").headers["location"] == "/sign-in"
-    assert "Siem Reap team: since" in admin.open("/staff").text
+    page = admin.open("/staff").text
+    assert "Siem Reap team: since" in page
+    assert "A new key is due within 24 hours." in page
+    assert "Open cases that are under the unit's new key" not in page
+
+
+def rotated(world: World, unit: str, by: str) -> Cards:
+    """The cards after the root has signed a unit's next key."""
+    deck, founding = world.founding.cards, world.founding
+    who = world.signed_in(by)
+    card = write(
+        world.sessions,
+        lambda tx: rotation.propose_generation(tx, world.ledger, founding.row_key, deck, who, unit, NOW),
+    )
+    return replace(deck, units=tuple(rotation.with_cards(deck, [card])), past=deck.units)
+
+
+def test_how_far_a_new_key_is_is_told_to_its_unit_of_cases_that_exist_for_them(
+    browse: Browse, world: World, desk: Desk, clock: Clockwork
+) -> None:
+    shown, hidden = a_case(world, unit="siem-reap"), a_case(world, unit="siem-reap")
+    keeper = Wallkeeper(world.ledger, world.founding.cards, world.founding.row_key)
+    viewer = world.signed_in("investigator").viewer
+    deck = rotated(world, "siem-reap", "investigator-2")
+    new = replace(desk, cards=deck)
+
+    def told(name: str) -> str:
+        return Browser(new, world.cookie(name)).open("/staff").text
+
+    assert "Siem Reap team: 0 of 2" in told("investigator")
+    version = row_of(world, hidden).version
+    write(world.sessions, lambda tx: exclusions.recuse(tx, keeper, viewer, hidden, version=version, now=NOW))
+    assert "Siem Reap team: 0 of 1" in told("investigator"), "a figure tells nothing of a case behind the wall"
+    assert "Siem Reap team: 0 of 2" in told("investigator-2")
+    assert "Siem Reap team: 0 of" not in told("admin")
+
+    who = new_member(world, deck, "investigator-2")
+    move = partial(rotation.move_cases, ledger=world.ledger, row_key=world.founding.row_key, deck=deck, who=who)
+    write(world.sessions, partial(move, unit="siem-reap", most=100, now=NOW))
+    assert "Siem Reap team:" not in told("investigator-2")
+    assert row_of(world, shown).unit == "siem-reap"
+
+
+def new_member(world: World, deck: Cards, name: str) -> SignedIn:
+    return staff.resume(world.sessions, world.founding.row_key, deck, world.cookie(name), NOW)
 
 
 def test_people_of_other_organisations_do_not_exist(browse: Browse, world: World) -> None:

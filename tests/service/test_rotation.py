@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import delete, select, update
 from sqlmodel import col
 
-from service import ceremony, erasing, rotation, staff
+from service import ceremony, erasing, register, rotation, staff
 from service.cases import OpenedCase, change
 from service.db import Sessions, Tx, open_database, write
 from service.errors import BadCards, CannotOpen, Conflict, Forbidden, NoSuchCase, WrongState
@@ -548,3 +548,18 @@ def test_the_sealed_bytes_are_nowhere_in_the_file_any_more(
     erasing.erase_due(world.sessions, world.ledger, NOW + timedelta(days=14))
     assert on_disk(pieces[1])
     world.sessions.close()
+
+
+# --- the register of people ---
+
+
+def test_a_units_next_key_leaves_the_register_of_people_whole(world: World) -> None:
+    """Else everybody but integrity and oversight would see no case from then on."""
+    row_key, deck = world.founding.row_key, world.founding.cards
+    who = world.signed_in("investigator")
+    propose(world, "screener", "screening")
+    assert register.is_whole(world.sessions, row_key)
+    write(world.sessions, lambda tx: tx.execute(delete(UnitGrant).where(col(UnitGrant.unit) == "kandal")))
+    assert not register.is_whole(world.sessions, row_key)  # the control
+    with pytest.raises(WrongState, match="outside the system"):
+        write(world.sessions, lambda tx: propose_generation(tx, world.ledger, row_key, deck, who, "siem-reap", LATER))
