@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import prometheus_client
 import structlog
 import uvicorn
+from sqlmodel import Session
 
 from commands.custody import refuse_foreign_secrets
 from service import ceremony, logs, metrics, rulesets
@@ -26,9 +27,10 @@ from service.errors import BadCards, BadNote, HotlineError, Misconfigured
 from service.history import NameKeys
 from service.intake import Intake
 from service.keyring import Keyring
+from service.ledger import tree
 from service.ledger.events import Ledger
-from service.ledger.notes import parse_policy
-from service.mailbox import Mailboxes
+from service.ledger.notes import Policy, parse_policy
+from service.mailbox import Mailboxes, Receipt
 from service.metrics import DatabaseMetrics
 from service.numbers import Peppers, Source
 from service.rulesets import Rulebook
@@ -156,7 +158,7 @@ def public() -> Any:
         intake=intake,
         form_key=boxes.keyed_name(row_key, b"form token", boxes.FORM),
         codes=codes,
-        mailboxes=Mailboxes(sessions, writer, ledger, row_key),
+        mailboxes=Mailboxes(sessions, writer, ledger, row_key, receipt),
         pass_key=boxes.keyed_name(row_key, b"return pass", boxes.FORM),
         health=health,
         notice=notice,
@@ -229,6 +231,7 @@ def staff() -> Any:
             rules=rules,
             clock=lambda: datetime.now(UTC),
             health=lambda: _database_health(sessions),
+            policy=read_policy(settings),
         )
     )
 
@@ -327,6 +330,25 @@ def read_policy_text(settings: Settings) -> str | None:
     except BadNote as fault:
         raise Misconfigured(f"HOTLINE_LEDGER_POLICY_FILE: {fault}") from None
     return text
+
+
+def read_policy(settings: Settings) -> Policy | None:
+    """Return the policy of the ledger's witnesses, None without one. Raises Misconfigured."""
+    text = read_policy_text(settings)
+    return None if text is None else parse_policy(text)
+
+
+def receipt(session: Session, eid: str) -> Receipt | None:
+    """Return the best receipt of an event as the return page gives it; None while there is none.
+
+    A log that does not hold together is told elsewhere: it must not keep a tipster from their page.
+    """
+    try:
+        found = tree.receipt_of(session, eid)
+    except (HotlineError, LookupError) as fault:
+        log.error("receipt_not_made", error=type(fault).__name__)
+        return None
+    return None if found is None else Receipt(found[0], found[1].encode())
 
 
 def read_relay(settings: Settings, cards: Cards) -> RelayKey:

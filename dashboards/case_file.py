@@ -17,7 +17,7 @@ from service.cases import reference
 from service.decisions import Known, latest_decision
 from service.ledger.events import EventType
 from service.models import Case, Member, Role, State
-from service.reading import NEVER_READ, Account, OpenedFile, Step
+from service.reading import GAP, NEVER_READ, Account, OpenedFile, Proof, Step
 from service.triage import ASKS, FACTS, Fact, Source
 from service.vault.cards import UnitKind
 from service.walls import Viewer, barred_units
@@ -26,6 +26,13 @@ ANSWERS: Mapping[str, str] = {
     "no": mark("No. It goes to the unit chosen above."),
     "yes": mark("Yes. It goes to integrity and oversight instead."),
     "unsure": mark("Unsure. It goes to integrity and oversight instead."),
+}
+# How far an event is proven: the word beside its mark, and what it means.
+PROOFS: Mapping[Proof, tuple[str, str]] = {
+    Proof.PROMISED: (mark("promised"), mark("written here, not in the log yet")),
+    Proof.INTEGRATED: (mark("integrated"), mark("in the log, which outside parties have yet to sign")),
+    Proof.WITNESSED: (mark("witnessed"), mark("outside parties have signed the log with it; nobody can take it back")),
+    Proof.UNPROVEN: (mark("does not fit the log"), mark("taken out of the log, or changed since. Tell oversight")),
 }
 REASONED = ("triage:", "case:narrowing:")  # events whose reason is told in the history
 # Languages of a text as the triage names them, where browsers name them otherwise: Khmer in Latin letters.
@@ -68,6 +75,7 @@ def case_values(session: Session, desk: Desk, reader: Reader, file: CaseFile) ->
         "asks": _asks(reader.words, record),
         "facts": None if file.known is None else _facts(reader, file.known, steps, (record or {}).get("asks", [])),
         "steps": [_step(reader, step) for step in steps],
+        "proofs": _legend(reader.words, steps),
         "readings": [_reading(reader, step) for step in steps if step.type == EventType.CONTENT_OPENED],
         "accounts": None if opened is None else [_account(reader.words, account) for account in opened.accounts],
         "texts": texts(session, reader.words, reader.viewer, case, reader.units, reader.now),
@@ -212,13 +220,33 @@ def _said(reader: Reader, fact: Fact, steps: Sequence[Step]) -> str:
 
 
 def _step(reader: Reader, step: Step) -> dict[str, Any]:
-    """Return an event in words: when, what, who."""
+    """Return an event in words: when, what, who, how far it is proven; or what a gap between two means."""
+    if step.type == GAP:
+        return {"gap": _gap(reader.words, step.fields["missing"])}
     return {
+        "gap": "",
+        "proof": step.proof.value,
+        "proven": reader.words(PROOFS[step.proof][0]),
         "when": reader.words.day_and_hour(step.at, reader.now),
         "what": terms.step(reader.words, step.type, step.fields, reader.units),
         "who": person(reader.words, step),
         "why": visible(step.fields.get("reason", "")) if step.type.startswith(REASONED) else "",
     }
+
+
+def _gap(words: Words, missing: int) -> str:
+    if missing > 0:
+        return words(
+            "Missing here: {count} events. Somebody has taken them out. Tell oversight.", count=words.digits(missing)
+        )
+    return words("What stands above does not follow from what stands below. Tell oversight.")
+
+
+def _legend(words: Words, steps: Sequence[Step]) -> list[dict[str, str]]:
+    """Return what the marks mean; the one for what is wrong only where it is."""
+    wrong = any(step.proof is Proof.UNPROVEN and step.type != GAP for step in steps)
+    shown = [proof for proof in Proof if proof is not Proof.UNPROVEN or wrong]
+    return [{"code": proof.value, "word": words(PROOFS[proof][0]), "means": words(PROOFS[proof][1])} for proof in shown]
 
 
 def person(words: Words, step: Step) -> str:

@@ -19,6 +19,7 @@ from service.db import Sessions
 from service.errors import Conflict, Forbidden, NotFound, Unavailable, VaultError
 from service.exclusions import Wallkeeper
 from service.ledger.events import Ledger
+from service.ledger.notes import Policy
 from service.levels import Judge
 from service.models import Unit
 from service.reading import record_refusal
@@ -37,6 +38,7 @@ class Desk:
 
     row_key: 32 bytes, the key of row tags. rules: judge the facts that staff confirm. clock: the present moment, aware.
     health: a name and whether it is well, for ``/health/ready``; a value that is False makes the app not ready.
+    policy: whose signatures under the ledger count; None where nobody was named.
     """
 
     settings: Settings
@@ -47,6 +49,7 @@ class Desk:
     rules: Rulebook
     clock: Callable[[], datetime]
     health: Callable[[], Mapping[str, Any]]
+    policy: Policy | None = None
     turns: Turns = field(default_factory=Turns)
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 from uuid import UUID
@@ -17,23 +18,61 @@ from service.cases import case_public, find, has_opened, state_class
 from service.db import Sessions, Tx, write
 from service.decisions import latest_decision, open_decision
 from service.errors import CannotOpen, Forbidden, StepUpNeeded
-from service.ledger.events import EventType, Ledger, NewEvent, Sealed, StateClass, append, commit_field
+from service.ledger.events import (
+    EventType,
+    Ledger,
+    NewEvent,
+    Sealed,
+    StateClass,
+    append,
+    commit_event,
+    commit_field,
+)
 from service.ledger.tree import must_run
-from service.models import Case, LedgerEvent, LedgerField, Member, Message, Reading, Role, Tip
+from service.models import (
+    Case,
+    LedgerEvent,
+    LedgerField,
+    LedgerHead,
+    LedgerLeaf,
+    LedgerPending,
+    LedgerState,
+    Member,
+    Message,
+    Reading,
+    Role,
+    Tip,
+)
 from service.vault import boxes, envelope
 from service.vault.envelope import Envelope, Kind
 from service.walls import Viewer, check_wall, readable
 
 NEVER_READ = frozenset({Role.ADMIN, Role.AUDITOR})  # casework.md section 1
 OPENED = ("reason", "fact", "value")  # sealed fields of the history that a reader of the account is shown
+COMMITMENT = slice(8, 40)  # of a leaf
 SALT = 32  # bytes, before a sealed field's value
 QUOTA_SPAN = timedelta(hours=24)  # rolling: midnight doubles nothing
 REASONS = ("screening", "owner", "supervision", "oversight", "link")
 
 
+GAP = "gap"  # a step of this type is no event: here some are missing, or the next does not follow
+
+
+class Proof(StrEnum):
+    """How far an event has come into the log. Nothing here tells its place there (DESIGN section 12, 5)."""
+
+    PROMISED = "promised"
+    INTEGRATED = "integrated"
+    WITNESSED = "witnessed"
+    UNPROVEN = "unproven"  # it stands neither in the log nor before it, or is another than the one that does
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An event of a case, in a form that a page can put into words."""
+    """An event of a case, in a form that a page can put into words; or a gap between two (`GAP`).
+
+    fields: of an event those that stand in clear; of a gap ``missing``, how many events, 0 where one does not follow.
+    """
 
     seq: int
     type: str
@@ -43,17 +82,28 @@ class Step:
     who: str | None
     who_km: str | None
     fields: Mapping[str, Any]
+    proof: Proof = Proof.UNPROVEN
 
 
 def history(session: Session, case: Case, privates: Mapping[int, bytes] = MappingProxyType({})) -> list[Step]:
-    """Return the events of a case, newest first, with the fields that stand in clear.
+    """Return the events of a case, newest first, with the fields that stand in clear, how far each is proven, and gaps.
 
     privates: the case's private keys by generation; with them, also why a level was changed and by which facts.
     Raises CannotOpen for such a field that is not the one its event was committed to.
     """
-    events = session.scalars(
-        select(LedgerEvent).where(col(LedgerEvent.case) == case.chain).order_by(col(LedgerEvent.seq).desc())
+    rows = session.execute(
+        select(
+            *(LedgerEvent, col(LedgerLeaf.idx), col(LedgerLeaf.leaf), col(LedgerPending.leaf), _WITNESSED),
+            col(LedgerHead.seq),
+        )
+        .join(LedgerHead, col(LedgerHead.case) == col(LedgerEvent.case))
+        .outerjoin(LedgerLeaf, col(LedgerLeaf.eid) == col(LedgerEvent.eid))
+        .outerjoin(LedgerPending, col(LedgerPending.eid) == col(LedgerEvent.eid))
+        .where(col(LedgerEvent.case) == case.chain)
+        .order_by(col(LedgerEvent.seq).desc())
     ).all()
+    events = [row[0] for row in rows]
+    proofs = {row[0].eid: _proof(*row[:5]) for row in rows}
     bodies = {event.eid: json.loads(event.body) for event in events}
     fields: dict[str, dict[str, Any]] = {}
     told = select(col(LedgerEvent.eid)).where(col(LedgerEvent.case) == case.chain)
@@ -69,8 +119,15 @@ def history(session: Session, case: Case, privates: Mapping[int, bytes] = Mappin
             fields.setdefault(row.eid, {})[row.name] = value
     ids = {UUID(f["who"]) for f in fields.values() if f.get("who", "system") != "system"}
     names = {m.id: m for m in session.scalars(select(Member).where(col(Member.id).in_(ids))).all()}
-    steps = []
+    steps: list[Step] = []
+    wanted, prev = (
+        max([case.version, *(row[5] for row in rows[:1])]),
+        None,
+    )  # number and commitment of the next older event, as the newer one has it
     for event in events:
+        if event.seq != wanted or prev not in (None, _commitment(event)):
+            steps.append(_gap(event.seq + 1, wanted - event.seq, event.at))
+        wanted, prev = event.seq - 1, bodies[event.eid]["prev"]
         known = fields.get(event.eid, {})
         actor = bodies[event.eid]["actor"]
         member = None if known.get("who", "system") == "system" else names.get(UUID(known["who"]))
@@ -84,9 +141,32 @@ def history(session: Session, case: Case, privates: Mapping[int, bytes] = Mappin
                 member.name if member else None,
                 member.name_km if member else None,
                 {name: value for name, value in known.items() if name != "who"},
+                proofs[event.eid],
             )
         )
+    if wanted >= 0:
+        steps.append(_gap(0, wanted + 1, case.received_hour))
     return steps
+
+
+_WITNESSED = select(col(LedgerState.witnessed_size)).scalar_subquery()
+
+
+def _proof(event: LedgerEvent, place: int | None, leaf: bytes | None, pending: bytes | None, witnessed: int) -> Proof:
+    stands = leaf if place is not None else pending
+    if stands != event.leaf or commit_event(event.k_e, event.body) != event.leaf[COMMITMENT]:
+        return Proof.UNPROVEN
+    if place is None:
+        return Proof.PROMISED
+    return Proof.WITNESSED if place < witnessed else Proof.INTEGRATED
+
+
+def _commitment(event: LedgerEvent) -> str:
+    return b64encode(event.leaf[COMMITMENT]).decode()
+
+
+def _gap(seq: int, missing: int, at: datetime) -> Step:
+    return Step(seq, GAP, at, "", "", None, None, {"missing": missing})
 
 
 def _open_field(row: LedgerField, privates: Mapping[int, bytes]) -> bytes | None:
