@@ -4,6 +4,7 @@ A clock has a ladder (casework.md section 3, triage.md section 10): the lapse it
 claiming, of P1 alone, reminders before it. Each step is taken once: the row says which is next.
 """
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Any
@@ -15,6 +16,7 @@ from sqlmodel import Session, col
 from service.db import Tx
 from service.ledger.events import EventType
 from service.models import Case, Clock, ClockKind, Level
+from service.walls import Viewer, readable
 
 RUNNING = and_(col(Clock.met_at).is_(None), col(Clock.lapsed_at).is_(None))
 
@@ -190,3 +192,35 @@ def _leave_out_reminders(clock: Clock, now: datetime) -> None:
     while clock.next_at is not None and clock.step < Step.LAPSED and clock.next_at <= now:
         clock.step += 1
         clock.next_at = step_at(clock.kind, clock.step, clock.due_at, clock.span or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """A deadline that was not met in time. met_at: when it was met all the same. lapsed: it ended unmet."""
+
+    case: UUID
+    level: str
+    kind: str
+    due_at: datetime
+    met_at: datetime | None
+    lapsed: bool
+
+
+def missed(session: Session, viewer: Viewer, since: datetime, now: datetime, most: int) -> list[Missed]:
+    """Return the deadlines missed since then, and all late now, oldest first; of cases that exist for `viewer`."""
+    late_now = and_(RUNNING, col(Clock.due_at) < now)
+    ended_late = and_(
+        col(Clock.due_at) > since,
+        or_(col(Clock.lapsed_at).is_not(None), col(Clock.met_at) > col(Clock.due_at)),
+    )
+    rows = session.execute(
+        select(
+            *(col(Clock.case), col(Case.level), col(Clock.kind), col(Clock.due_at), col(Clock.met_at)),
+            col(Clock.lapsed_at).is_not(None),
+        )
+        .join(Case, col(Case.id) == col(Clock.case))
+        .where(or_(late_now, ended_late), readable(viewer))
+        .order_by(col(Clock.due_at), col(Clock.id))
+        .limit(most)
+    ).all()
+    return [Missed(*row) for row in rows]
