@@ -1,11 +1,12 @@
 """``hotline ledger``: set up the signer, run it apart, check everything, copy the public log out."""
 
 import argparse
+import getpass
 import json
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,13 +22,16 @@ from service.db import write
 from service.errors import BadNote, CannotOpen, CheckFailed, Invalid, LedgerFault, Misconfigured, NotFound, Unavailable
 from service.ledger import census, notes
 from service.ledger.events import Ledger
-from service.ledger.export import export, verify_export
+from service.ledger.export import Found, export, find_tags, verify_export
 from service.ledger.recover import recover
 from service.ledger.signer_socket import SignerServer
 from service.ledger.verify import Keys, Report, verify
 from service.nightly import keep_census, open_census
+from service.vault import boxes, mailbox
 
 READY = "signer_ready"
+
+MOST_STEPS = 64  # tags that are looked for: T_0 to T_63 (ledger.md section 9)
 
 EPILOG = """\
 hotline ledger witness --help explains the program that others run, to cosign this history.
@@ -107,32 +111,81 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a checkpoint seen before; may be repeated",
     )
+    parser.add_argument(
+        "--code",
+        action="store_true",
+        help="ask for a return code, without showing it, and find what was written about its tip; needs DIR",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _verify(options: argparse.Namespace) -> int:
+    if options.code and options.folder is None:
+        raise Misconfigured("--code is for a copy of the public log: give DIR and --policy")
     try:
         seen = [path.read_bytes().decode() for path in options.seen]
         report = _verify_folder(options, seen) if options.folder is not None else _verify_database(seen)
+        steps = _find_steps(options) if options.code and report.good else None
     except (OSError, UnicodeDecodeError) as fault:
         raise Misconfigured(f"cannot read {getattr(fault, 'filename', None) or 'a file'}") from None
     except (BadNote, NotFound, LedgerFault, Unavailable) as fault:
         raise Misconfigured(str(fault)) from None
     if options.json:
-        print(json.dumps(report.as_json()))
+        told = {} if steps is None else {"steps": [_step_json(step) for step in steps]}
+        print(json.dumps(report.as_json() | told))
     else:
         for found in report.faults:
             print(found, file=sys.stderr)
         lost = f", {len(report.lost)} leaves lost and named so" if report.lost else ""
         print(f"{report.size} leaves, {report.witnessed} of them witnessed{lost}")
         print(f"DOES NOT FIT, first at {report.faults[0]}" if report.faults else "good")
-    return 0 if report.good else 1
+        if steps is not None:
+            print("\n".join(_steps_words(steps)))
+    return 0 if report.good and (steps is None or _is_whole(steps)) else 1
 
 
 def _verify_folder(options: argparse.Namespace, seen: list[str]) -> Report:
     if options.policy is None:
         raise Misconfigured("--policy is needed: a copy's own policy proves nothing")
     return verify_export(options.folder, notes.parse_policy(options.policy.read_bytes().decode()), seen)
+
+
+# --- the tipster's check: that a tip was taken and how many steps followed, never what -------------------
+
+
+def _find_steps(options: argparse.Namespace) -> list[Found]:
+    """Ask for the code and return the leaves that carry its tags."""
+    policy = notes.parse_policy(options.policy.read_bytes().decode())
+    code = mailbox.read_code(getpass.getpass("Code, 16 digits: "))
+    if code is None:
+        raise Misconfigured("that is no code: 16 digits, of which the last checks the others. Look for a slip")
+    key = mailbox.tag_key(code, policy.log.name)
+    return find_tags(options.folder, policy, [mailbox.tag(key, number) for number in range(MOST_STEPS)])
+
+
+def _is_whole(steps: Sequence[Found]) -> bool:
+    """Say whether the account is there, each step once, and none before the last is missing."""
+    return bool(steps) and [step.number for step in steps] == list(range(len(steps)))
+
+
+def _steps_words(steps: Sequence[Found]) -> Iterator[str]:
+    for step in steps:
+        what = "the account was taken" if step.number == 0 else f"step {step.number}"
+        after, before = (_minute(moment) for moment in (step.after, step.before))
+        yield f"{what}: leaf {step.index}, after {after}, before {before}"
+    if not steps:
+        yield "NOT FOUND: no leaf of this copy carries this code. If the tip is new, take a newer copy"
+    elif not _is_whole(steps):
+        yield "DOES NOT FIT: the account or a step is missing, or stands there twice"
+
+
+def _minute(moment: datetime | None) -> str:
+    return "a time that this copy does not tell" if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def _step_json(step: Found) -> dict[str, int | str | None]:
+    after, before = (None if moment is None else moment.isoformat() for moment in (step.after, step.before))
+    return {"number": step.number, "index": step.index, "after": after, "before": before}
 
 
 def _verify_database(seen: list[str]) -> Report:

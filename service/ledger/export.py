@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from sqlalchemy import select
@@ -17,6 +18,7 @@ from service.ledger.verify import Report
 from service.models import LedgerCheckpoint, LedgerLeaf
 
 RECENT = timedelta(hours=24)
+TAG = slice(72, 104)  # of a leaf
 
 
 # --- writing --------------------------------------------------------------------------------------------
@@ -85,6 +87,53 @@ def _write(path: Path, data: bytes) -> None:
     draft.replace(path)
 
 
+# --- a tipster's check ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A leaf that carries a code's tag. number: 0 for the account, i for the i-th step that the tipster may see.
+
+    It was written between `after` and `before`, by witnesses' clocks; None where no checkpoint of the copy tells.
+    """
+
+    number: int
+    index: int
+    after: datetime | None
+    before: datetime | None
+
+
+def find_tags(folder: Path, policy: Policy, tags: Sequence[bytes]) -> list[Found]:
+    """Return the leaves of a good copy that carry one of `tags`, in their order (ledger.md section 9).
+
+    after: the newest head that its writer knew was signed before. before: the first signed head that covers it.
+    Check the copy first (`verify_export`): here it is only read. Raises OSError, BadNote.
+    """
+    numbers = {tag: number for number, tag in enumerate(tags)}
+    opened = [notes.open_witnessed(path.read_bytes(), policy) for path in _checkpoints(folder)]
+    signed = sorted((one.checkpoint.size, min(one.cosigned.values())) for one in opened if one.quorum and one.cosigned)
+    size = notes.open_witnessed((folder / "checkpoint").read_bytes(), policy).checkpoint.size
+    found = []
+    for bundle in bundles_of(size):
+        for place, leaf in enumerate(split_bundle((folder / bundle.path).read_bytes()), bundle.n * 256):
+            number = numbers.get(leaf[TAG])
+            if number is None:
+                continue
+            anchor = int.from_bytes(leaf[TAG.stop :], "big")
+            earlier = [at for head, at in signed if head <= anchor]
+            later = [at for head, at in signed if head > place]
+            found.append(Found(number, place, _moment(earlier[-1:]), _moment(later[:1])))
+    return sorted(found, key=lambda one: (one.number, one.index))
+
+
+def _moment(times: Sequence[int]) -> datetime | None:
+    return datetime.fromtimestamp(times[0], UTC) if times else None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("checkpoint*")) if not path.name.endswith(".new")]
+
+
 # --- checking -------------------------------------------------------------------------------------------
 
 
@@ -140,7 +189,7 @@ def _newest(folder: Path, policy: Policy, report: Report) -> int | None:
 def _heads(folder: Path, policy: Policy, seen: Sequence[str], report: Report) -> dict[int, list[tuple[bytes, str]]]:
     """Return all heads that the tree must agree with, by size: those in the folder, and those seen before."""
     heads: dict[int, list[tuple[bytes, str]]] = {}
-    kept = [path.read_bytes() for path in sorted(folder.glob("checkpoint*")) if not path.name.endswith(".new")]
+    kept = [path.read_bytes() for path in _checkpoints(folder)]
     known: list[tuple[str | bytes, str]] = [(note, "checkpoint") for note in kept]
     for note, kind in [*known, *((note, "head") for note in seen)]:
         try:
