@@ -22,7 +22,8 @@ router = APIRouter()
 
 SPAN = timedelta(days=30)
 WEEK = timedelta(days=7)
-MOST_MISSED = 50
+MOST_MISSED = 1000
+MOST_SHOWN = 100
 SHOWN = 12  # signs of a hash: enough to tell two apart by eye
 
 
@@ -45,7 +46,8 @@ def show(request: Request, desk: OurDesk, who: Who, words: InWords) -> Response:
         page="oversight",
         hour=words.moment(now),
         narrowings=[_narrowing(words, case, state) for case, state in narrowings],
-        missed=[_missed(words, one, now) for one in missed],
+        missed=[_missed(words, one, now) for one in missed[:MOST_SHOWN]],
+        missed_counts=_missed_counts(words, missed, now),
         quota=words.digits(desk.settings.readings_per_day),
         beyond=[
             {
@@ -70,7 +72,6 @@ def _narrowing(words: Words, case: Any, state: NarrowingState) -> dict[str, str]
 
 
 def _missed(words: Words, one: Missed, now: datetime) -> dict[str, Any]:
-    running = one.met_at is None and not one.lapsed
     how = words("lapsed unmet") if one.lapsed else words.left(one.due_at, one.met_at or now)
     return {
         "href": f"/cases/{one.case}",
@@ -79,9 +80,30 @@ def _missed(words: Words, one: Missed, now: datetime) -> dict[str, Any]:
         "level_words": terms.term(words, terms.LEVELS, one.level),
         "what": terms.term(words, terms.NEXT, one.kind),
         "due": words.day_and_hour(one.due_at, now),
-        "how": how if running or one.lapsed else words("met, {late}", late=how),
-        "running": running,
+        "how": words("met, {late}", late=how) if one.met_at is not None else how,
+        "running": one.is_running,
     }
+
+
+def _missed_counts(words: Words, missed: Sequence[Missed], now: datetime) -> list[dict[str, Any]]:
+    """Return how many deadlines of each kind and level were missed, the most urgent level first."""
+    kinds = sorted({(one.level, one.kind) for one in missed})
+    told = []
+    for level, kind in kinds:
+        these = [one for one in missed if (one.level, one.kind) == (level, kind)]
+        running = [one for one in these if one.is_running]
+        longest = min((one.due_at for one in running), default=None)
+        told.append(
+            {
+                "what": terms.term(words, terms.NEXT, kind),
+                "level": level,
+                "level_words": terms.term(words, terms.LEVELS, level),
+                "count": words.digits(len(these)),
+                "running": words.digits(len(running)) if running else "",
+                "longest": words.left(longest, now) if longest is not None else "",
+            }
+        )
+    return told
 
 
 # --- the log --------------------------------------------------------------------------------------------

@@ -205,6 +205,11 @@ class Missed:
     met_at: datetime | None
     lapsed: bool
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it still waits to be met."""
+        return self.met_at is None and not self.lapsed
+
 
 def missed(session: Session, viewer: Viewer, since: datetime, now: datetime, most: int) -> list[Missed]:
     """Return the deadlines missed since then, and all late now, oldest first; of cases that exist for `viewer`."""
