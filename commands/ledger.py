@@ -171,7 +171,7 @@ def _is_whole(steps: Sequence[Found]) -> bool:
 def _steps_words(steps: Sequence[Found]) -> Iterator[str]:
     for step in steps:
         what = "the account was taken" if step.number == 0 else f"step {step.number}"
-        after, before = (_minute(moment) for moment in (step.after, step.before))
+        after, before = (_moment(moment) for moment in (step.after, step.before))
         yield f"{what}: leaf {step.index}, after {after}, before {before}"
     if not steps:
         yield "NOT FOUND: no leaf of this copy carries this code. If the tip is new, take a newer copy"
@@ -179,8 +179,8 @@ def _steps_words(steps: Sequence[Found]) -> Iterator[str]:
         yield "DOES NOT FIT: the account or a step is missing, or stands there twice"
 
 
-def _minute(moment: datetime | None) -> str:
-    return "a time that this copy does not tell" if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"
+def _moment(moment: datetime | None) -> str:
+    return "a time that this copy does not tell" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _step_json(step: Found) -> dict[str, int | str | None]:

@@ -16,6 +16,7 @@ from service import cases
 from service.config import Settings
 from service.db import Tx, write
 from service.ledger.events import SYSTEM, EventType, NewEvent, StateClass, append, new_chain
+from service.ledger.notes import Policy
 from service.models import Case, CaseDecision, CaseKey, CaseSeal, Clock, ClockKind, Message, State, Tip
 from service.rulesets import Rulebook
 from service.vault import boxes, envelope
@@ -87,6 +88,7 @@ def _store(tx: Tx, world: World, chosen: Mapping[str, Any]) -> UUID:
         "chain": chain,
         "version": version,
         "state": State.OPEN,
+        "back": State.OPEN,
         "level": level,
         "locked": chosen.get("locked", False),
         "provisional": chosen.get("provisional", False),
@@ -178,7 +180,12 @@ class Clockwork:
         self.now += timedelta(**time)
 
 
-def a_desk(world: World, clock: Callable[[], datetime], health: Callable[[], Mapping[str, Any]] | None = None) -> Desk:
+def a_desk(
+    world: World,
+    clock: Callable[[], datetime],
+    health: Callable[[], Mapping[str, Any]] | None = None,
+    policy: Policy | None = None,
+) -> Desk:
     """The desk of the staff app over `world`."""
     return Desk(
         settings=Settings(),
@@ -189,6 +196,7 @@ def a_desk(world: World, clock: Callable[[], datetime], health: Callable[[], Map
         rules=Rulebook(world.sessions, triage().ruleset),
         clock=clock,
         health=health or (lambda: {"database": True}),
+        policy=policy,
     )
 
 

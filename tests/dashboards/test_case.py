@@ -127,8 +127,9 @@ def test_the_history_stands_in_words_newest_first(browse: Browse, world: World) 
     page = browse("screener").open(f"/cases/{a_case(world)}")
 
     assert (
-        "What happened today 14:21 Rules decided P2 today the system "
-        "today 14:21 First account sealed; it never changes the system today 14:21 Case opened the system" in page.text
+        "What happened today 14:21 Rules decided P2 today the system promised "
+        "today 14:21 First account sealed; it never changes the system promised "
+        "today 14:21 Case opened the system promised" in page.text
     )
 
 
