@@ -13,11 +13,11 @@ from dashboards.desk import Desk
 from service.cases import reference
 from service.config import Settings
 from service.db import Tx, open_database, write
-from service.ledger import census
+from service.ledger import census, sequencer
 from service.ledger.events import SYSTEM, EventType, NewEvent, StateClass, append, fixed_chain
 from tests.builders import PEOPLE, World, a_world
 from tests.dashboards.builders import Browser, Clockwork, Page, a_case, a_desk
-from tests.service.ledger.builders import Log
+from tests.service.ledger.builders import COVER_KEY, Log
 from tests.service.ledger.test_tampering import switch_off_triggers
 
 REACHED, WAITS = "Quorum 3 of 4, reached", "Quorum 3 of 4, not reached in the last minutes"
@@ -207,3 +207,42 @@ def test_what_was_met_late_stays_for_a_week_and_what_is_late_until_it_is_met(wat
     moment = watched.clock.now
     watched.administer(f"UPDATE clock SET met_at = '{moment:%Y-%m-%d %H:%M:%S.%f}'")
     assert "None." in watched.page().text  # due 20 days ago: told when it was so
+
+
+@pytest.mark.parametrize("name", ["screener", "oversight"])
+def test_a_case_tells_how_far_its_events_are_proven_and_not_where_they_stand(watched: Watched, name: str) -> None:
+    case = a_case(watched.world)
+    write(watched.world.sessions, lambda tx: sequencer.add_covers(tx, COVER_KEY, 4700))
+    watched.publish()
+    state, root = watched.log.state(), base64.b64encode(watched.log.state().root).decode()[:12]
+
+    page = Browser(watched.desk, watched.world.cookie(name, watched.clock.now)).open(f"/cases/{case}")
+
+    assert page.text.count("witnessed") >= 4  # three events and what the mark means
+    assert "does not fit the log" not in page.text
+    assert "Missing here" not in page.text
+    for told in (str(state.size), str(state.size - 1), root, "checkpoint"):
+        assert told not in page.html
+    told = watched.page().html
+    assert f"{state.size}</td>" in told
+    assert root in told  # the control: this is how they look where they may be told
+
+
+def test_what_somebody_took_out_of_a_case_shows_on_its_page(watched: Watched) -> None:
+    case = a_case(watched.world)
+    watched.publish()
+    of = "eid IN (SELECT eid FROM ledger_event WHERE type = 'tip:account:sealed')"
+    watched.administer(f"DELETE FROM ledger_field WHERE {of}")
+    watched.administer(f"DELETE FROM ledger_leaf WHERE {of}")
+
+    def page(lang: str = "en") -> str:
+        browser = Browser(watched.desk, watched.world.cookie("screener", watched.clock.now), lang)
+        return browser.open(f"/cases/{case}").text
+
+    assert "First account sealed; it never changes the system does not fit the log" in page()
+    assert "Missing here" not in page()
+
+    watched.administer("DELETE FROM ledger_event WHERE type = 'tip:account:sealed'")
+
+    assert "Missing here: 1 events. Somebody has taken them out. Tell oversight." in page()
+    assert "បាត់នៅទីនេះ៖ ព្រឹត្តិការណ៍ ១" in page("km")
