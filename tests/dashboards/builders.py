@@ -105,7 +105,6 @@ def _store(tx: Tx, world: World, chosen: Mapping[str, Any]) -> UUID:
         "received_hour": hour,
         "due_at": claim_by,
         "due_kind": ClockKind.CLAIM,
-        "back": "open",
         "generation": 1,
         "decision": 1,
         "back": "open",
