@@ -156,6 +156,8 @@ def _quorum(words: Words, policy: Policy | None, log: Standing, now: datetime) -
         }
     group = policy.groups.get(policy.quorum)
     need, of = (group.need, len(group.members)) if group is not None else (1, 1)
+    if log.halted:
+        return {"late": True, "words": words("While the history is halted no closure, lowering or merge takes effect.")}
     met = log.witnessed is not None and now - log.witnessed.at <= LATE
     values = {"need": words.digits(need), "of": words.digits(of)}
     if met:

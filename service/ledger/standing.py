@@ -157,9 +157,13 @@ def _told(session: Session, types: Sequence[EventType], most: int) -> list[Told]
         .order_by(col(LedgerEvent.seq).desc())
         .limit(most)
     ).all()
-    of_chain = select(col(LedgerEvent.eid)).where(col(LedgerEvent.case) == chain, col(LedgerEvent.type).in_(types))
+    rows = session.scalars(
+        select(LedgerField)
+        .join(LedgerEvent, col(LedgerEvent.eid) == col(LedgerField.eid))
+        .where(col(LedgerEvent.case) == chain, col(LedgerEvent.eid).in_([event.eid for event in events]))
+    ).all()
     fields: dict[str, dict[str, LedgerField]] = {}
-    for row in session.scalars(select(LedgerField).where(col(LedgerField.eid).in_(of_chain))).all():
+    for row in rows:
         fields.setdefault(row.eid, {})[row.name] = row
     return [_open(event, fields.get(event.eid, {})) for event in events]
 
