@@ -14,6 +14,7 @@ from sqlmodel import Session
 
 from dashboards.words import Words
 from service.cases import lapse_leases
+from service.casework import Casework
 from service.config import Settings
 from service.db import Sessions
 from service.errors import Conflict, Forbidden, NotFound, Unavailable, VaultError
@@ -62,6 +63,12 @@ class Desk:
         """The rules, with what it takes to write what they say."""
         targets = self.settings.claim_targets, self.settings.act_targets
         return Judge(self.ledger, self.cards, self.row_key, self.ruleset, *targets)
+
+    @property
+    def casework(self) -> Casework:
+        """What it takes to write what people do with a case."""
+        targets = self.settings.claim_targets, self.settings.act_targets
+        return Casework(self.ledger, self.cards, self.row_key, *targets)
 
     @property
     def keeper(self) -> Wallkeeper:

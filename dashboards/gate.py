@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dashboards.desk import Desk
 from dashboards.pages import COOKIE, refusal, speak
+from dashboards.uploads import KIND, TAKES_PAPERS, read_papers
 from dashboards.words import Language
 from service import register, staff
 from service.errors import EndedSession, Forbidden, Invalid, Unauthenticated
@@ -95,15 +96,11 @@ class Gate:
 
     async def _admit(self, request: Request) -> Receive:
         """Return where the route reads its body from, or raise why it is not reached."""
-        form: Mapping[str, str] = {}
-        receive: Receive = request.receive
-        if request.method not in SAFE:
+        changing = request.method not in SAFE
+        if changing:
             check_origin(request)
-            body = await _body(request)
-            form = read_form(request, body)
-            receive = _again(body, request.receive)
         if is_open(request.scope["path"]):
-            return receive
+            return await self._read(request) if changing else request.receive
         cookie = request.cookies.get(COOKIE, "")
         if not cookie:
             raise Unauthenticated("Please sign in.")
@@ -117,10 +114,24 @@ class Gate:
             raise
         if not who.whole:
             await run_in_threadpool(register.report, desk.sessions, desk.ledger, desk.row_key, now)
-        if request.method not in SAFE and not hmac.compare_digest(form.get("t", "").encode(), who.csrf.encode()):
-            raise Forbidden("This form is not from a page of this sign-in. Load the page again.")
         request.state.who = who
+        if not changing:
+            return request.receive
+        receive = await self._read(request)
+        if not hmac.compare_digest(request.state.form.get("t", "").encode(), who.csrf.encode()):
+            raise Forbidden("This form is not from a page of this sign-in. Load the page again.")
         return receive
+
+    async def _read(self, request: Request) -> Receive:
+        """Read a form into the request's state, with its papers, and return where the route reads the body from."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == KIND and TAKES_PAPERS.fullmatch(request.scope["path"]):
+            told = await read_papers(request.headers["content-type"], request.stream())
+            request.state.form, request.state.files = told
+            return _again(b"", request.receive)
+        body = await _body(request)
+        request.state.form, request.state.files = read_form(request, body), ()
+        return _again(body, request.receive)
 
 
 def is_open(path: str) -> bool:

@@ -88,6 +88,7 @@ def _store(tx: Tx, world: World, chosen: Mapping[str, Any]) -> UUID:
         "chain": chain,
         "version": version,
         "state": State.OPEN,
+        "back": State.OPEN,
         "level": level,
         "locked": chosen.get("locked", False),
         "provisional": chosen.get("provisional", False),
