@@ -75,6 +75,13 @@ RULES: Mapping[tuple[str, str], frozenset[Role] | None] = {
     ("POST", "/cases/{case_id}/wall/{exclusion_id}/narrow"): OVERSIGHT,
     ("POST", "/cases/{case_id}/narrowings/{narrowing_id}/agree"): OVERSIGHT,
     ("POST", "/cases/{case_id}/narrowings/{narrowing_id}/refuse"): OVERSIGHT,
+    # Which step whom is open to: `service.casework` and `service.closures`, by the table of `service.cases`.
+    ("POST", "/cases/{case_id}/do/{deed}"): READERS,
+    ("GET", "/cases/{case_id}/close"): READERS,
+    ("POST", "/cases/{case_id}/close"): READERS,
+    ("POST", "/cases/{case_id}/close/{closure_id}/sign"): READERS,
+    ("POST", "/cases/{case_id}/close/{closure_id}/refuse"): READERS,
+    ("POST", "/downloads/{case_id}/papers/{attachment_id}"): READERS,
     ("POST", "/downloads/{case_id}/{what}"): READERS,
 }
 

@@ -12,6 +12,8 @@ from starlette.exceptions import HTTPException
 from dashboards import (
     access,
     case,
+    casework,
+    closing,
     downloads,
     join,
     levels,
@@ -29,7 +31,22 @@ from dashboards.gate import Gate
 from dashboards.pages import HERE, catalogue, refusal
 from service.errors import HotlineError
 
-PAGES = (sign_in, join, queue, case, levels, questions, walls, downloads, oversight, rules, staff, people)
+PAGES = (
+    sign_in,
+    join,
+    queue,
+    case,
+    levels,
+    questions,
+    walls,
+    casework,
+    closing,
+    downloads,
+    oversight,
+    rules,
+    staff,
+    people,
+)
 
 
 def create_app(desk: Desk) -> FastAPI:

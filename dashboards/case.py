@@ -12,6 +12,8 @@ from pydantic import Field
 from sqlmodel import Session
 
 from dashboards.case_file import CaseFile, Reader, case_values
+from dashboards.casework import work_values
+from dashboards.closing import closing_values
 from dashboards.desk import (
     Desk,
     InWords,
@@ -172,5 +174,7 @@ def _page(
     values = case_values(session, desk, reader, file) | level_values(session, desk, reader, file)
     values |= question_values(session, desk, reader, file, privates)
     values |= wall_values(session, desk, reader, file, privates)
+    values |= work_values(session, reader, file, request.query_params.get("done", ""))
+    values |= closing_values(session, reader, file)
     frame = signed_in(request, words, team(who, units)) | watermark(words, now)
     return render(request, "case.html", here=f"/cases/{case.id}", **frame, **values, page="case")

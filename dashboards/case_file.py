@@ -8,12 +8,12 @@ from typing import Any
 
 from sqlmodel import Session
 
-from dashboards import terms
+from dashboards import deed_words, terms
 from dashboards.desk import Desk
 from dashboards.marks import visible
 from dashboards.texts import texts
 from dashboards.words import Words, mark
-from service.cases import reference
+from service.cases import TRANSITIONS, reference
 from service.decisions import Known, latest_decision
 from service.ledger.events import EventType
 from service.models import Case, Member, Role, State
@@ -35,6 +35,18 @@ PROOFS: Mapping[Proof, tuple[str, str]] = {
     Proof.UNPROVEN: (mark("does not fit the log"), mark("taken out of the log, or changed since. Tell oversight")),
 }
 REASONED = ("triage:", "case:narrowing:")  # events whose reason is told in the history
+SETTLING = (EventType.SETTLEMENT_SIGNALLED, EventType.COMPENSATION_SIGNALLED)
+WRITTEN = frozenset(  # events that carry words of the forms of `dashboards.casework`
+    {
+        *SETTLING,
+        *(EventType.PLAN_RECORDED, EventType.ACT_RECORDED, EventType.STEP_RECORDED, EventType.CASE_RELEASED),
+        *(EventType.REFERRAL_SENT, EventType.REFERRAL_TAKEN, EventType.REFERRAL_REFUSED),
+        *(EventType.COURT_ENTERED, EventType.COURT_RETURNED),
+        *(EventType.WITHDRAWAL_RECORDED, EventType.REVIEW_HELD, EventType.CASE_REOPENED),
+        *(EventType.CLOSURE_PROPOSED, EventType.CLOSURE_REFUSED),
+    }
+)
+MOVES = frozenset({EventType.CASE_OPENED, *(row.event for row in TRANSITIONS)} - {EventType.ACT_RECORDED})
 # Languages of a text as the triage names them, where browsers name them otherwise: Khmer in Latin letters.
 LANGUAGES: Mapping[str, str] = {"kmr": "km-Latn", "und": "", "": ""}
 
@@ -70,7 +82,7 @@ def case_values(session: Session, desk: Desk, reader: Reader, file: CaseFile) ->
     hand_on = opened is not None and may_hand_on(reader.viewer, case)
     return {
         "case": _header(reader, case, owner, opened),
-        "since": _since(reader, steps),
+        "since": _since(reader, steps, case.state),
         "decision": _decision(reader, file, record),
         "asks": _asks(reader.words, record),
         "facts": None if file.known is None else _facts(reader, file.known, steps, (record or {}).get("asks", [])),
@@ -136,10 +148,16 @@ def _header(reader: Reader, case: Case, owner: Member | None, opened: OpenedFile
     }
 
 
-def _since(reader: Reader, steps: Sequence[Step]) -> str:
+def _since(reader: Reader, steps: Sequence[Step], state: str) -> str:
     """Return since when the case is in its state."""
-    changes = (EventType.CASE_OPENED, EventType.CASE_CLAIMED, EventType.CASE_LEASE_LAPSED, EventType.CASE_RELEASED)
-    moment = next((step.at for step in steps if step.type in changes), None)
+    moment = None
+    for step in steps:  # of several acts, the first after the claim is the one that moved it
+        if step.type in MOVES:
+            claimed = step.type in (EventType.CASE_CLAIMED, EventType.CASE_REOPENED)
+            moment = moment if claimed and moment is not None else step.at
+            break
+        if step.type == EventType.ACT_RECORDED and state == State.IN_ACTION:
+            moment = step.at
     return reader.words("since {hour}", hour=reader.words.day_and_hour(moment, reader.now)) if moment else ""
 
 
@@ -231,6 +249,7 @@ def _step(reader: Reader, step: Step) -> dict[str, Any]:
         "what": terms.step(reader.words, step.type, step.fields, reader.units),
         "who": person(reader.words, step),
         "why": visible(step.fields.get("reason", "")) if step.type.startswith(REASONED) else "",
+        "words": sealed_words(reader.words, step),
     }
 
 
@@ -247,6 +266,22 @@ def _legend(words: Words, steps: Sequence[Step]) -> list[dict[str, str]]:
     wrong = any(step.proof is Proof.UNPROVEN and step.type != GAP for step in steps)
     shown = [proof for proof in Proof if proof is not Proof.UNPROVEN or wrong]
     return [{"code": proof.value, "word": words(PROOFS[proof][0]), "means": words(PROOFS[proof][1])} for proof in shown]
+
+
+def sealed_words(words: Words, step: Step) -> list[dict[str, str]]:
+    """Return what somebody wrote with an act, a step or a closure: what was asked, and the answer."""
+    if step.type not in WRITTEN:
+        return []
+    return [
+        {"label": words(label), "text": _answer(words, name, str(step.fields[name]))}
+        for name, label in deed_words.ASKED.items()
+        if name in step.fields and (name not in ("kind", "unit") or step.type in SETTLING)
+    ]
+
+
+def _answer(words: Words, name: str, said: str) -> str:
+    code = deed_words.CODES.get(name, {}).get(said)
+    return words(code) if code is not None else visible(said)
 
 
 def person(words: Words, step: Step) -> str:

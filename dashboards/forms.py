@@ -7,9 +7,10 @@ from uuid import UUID
 from fastapi import Depends
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.errors import NoSuchCase
+from service.errors import Invalid, NoSuchCase
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_VERSION = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 
 def read_id(case_id: str) -> UUID:
@@ -39,11 +40,30 @@ def read_narrowing_id(narrowing_id: str) -> UUID:
     return read_id(narrowing_id)
 
 
+def read_attachment_id(attachment_id: str) -> UUID:
+    """Return the id of a paper of a case."""
+    return read_id(attachment_id)
+
+
+def read_closure_id(closure_id: str) -> UUID:
+    """Return the id of a proposal to close a case."""
+    return read_id(closure_id)
+
+
+def read_version(text: str) -> int:
+    """Return the version of a case that somebody saw. Raises Invalid."""
+    if not _VERSION.fullmatch(text):
+        raise Invalid("The form cannot be read.")
+    return int(text)
+
+
 CaseId = Annotated[UUID, Depends(read_id)]
 TextId = Annotated[UUID, Depends(read_text_id)]
 LoweringId = Annotated[UUID, Depends(read_lowering_id)]
 ExclusionId = Annotated[UUID, Depends(read_exclusion_id)]
 NarrowingId = Annotated[UUID, Depends(read_narrowing_id)]
+AttachmentId = Annotated[UUID, Depends(read_attachment_id)]
+ClosureId = Annotated[UUID, Depends(read_closure_id)]
 
 
 class StaffForm(BaseModel):

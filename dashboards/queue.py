@@ -11,7 +11,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
-from dashboards import rules, terms
+from dashboards import closing, rules, terms
 from dashboards.desk import InWords, OurDesk, Who, renew_claims, team, unit_names
 from dashboards.gate import BY_ITSELF
 from dashboards.levels import proposals
@@ -116,7 +116,8 @@ def show(request: Request, desk: OurDesk, who: Who, words: InWords) -> Response:
         rows, more = read_queue(session, who.viewer, asked.wanted, now, after=asked.after, size=PAGE)
         found = counts(session, who.viewer, now)
         wrong = [*rules.trouble(desk, words), *trouble(session, words, who.viewer, now)]
-        proposed = [*proposals(session, words, who.viewer), *rules.to_sign(session, words, who.viewer, now)]
+        proposed = [*proposals(session, words, who.viewer), *closing.to_sign(session, words, who.viewer, now)]
+        proposed += rules.to_sign(session, words, who.viewer, now)
     page = render(
         request,
         "queue.html",

@@ -7,6 +7,8 @@ finds it.
 from collections.abc import Mapping
 from typing import Any
 
+from dashboards.deed_words import BASES, KINDS, OVERLAYS
+from dashboards.deed_words import REASONS as CLOSING
 from dashboards.words import Words, mark
 from service.cases import HOT_FLAGS
 from service.ledger.events import EventType
@@ -60,6 +62,14 @@ NEXT: Mapping[str, str] = {
     ClockKind.ACT: mark("A step that protects"),
     ClockKind.LEASE: mark("The owner enters a plan"),
     ClockKind.CHALLENGE: mark("Oversight answers the tipster"),
+    ClockKind.STEP: mark("A step"),
+    ClockKind.TAKEN: mark("The authority takes it"),
+    ClockKind.PAPERS: mark("Their reference and paper"),
+    ClockKind.HEARTBEAT: mark("An answer from the authority"),
+    ClockKind.LETTER: mark("A letter to the next authority"),
+    ClockKind.REVIEW: mark("Oversight reviews the withdrawal"),
+    ClockKind.COOLING: mark("Time to object"),
+    ClockKind.DECISION: mark("Closing is signed or refused"),
 }
 
 DUE: Mapping[str, str] = {
@@ -67,12 +77,19 @@ DUE: Mapping[str, str] = {
     ClockKind.ACT: mark("act by {hour}"),
     ClockKind.LEASE: mark("plan by {hour}"),
     ClockKind.CHALLENGE: mark("answer by {hour}"),
+    ClockKind.STEP: mark("step by {hour}"),
+    ClockKind.TAKEN: mark("taken by {hour}"),
+    ClockKind.PAPERS: mark("papers by {hour}"),
+    ClockKind.HEARTBEAT: mark("answer by {hour}"),
+    ClockKind.LETTER: mark("letter by {hour}"),
+    ClockKind.REVIEW: mark("review by {hour}"),
+    ClockKind.COOLING: mark("objections until {hour}"),
+    ClockKind.DECISION: mark("decide by {hour}"),
 }
 DUE_P4: Mapping[str, str] = {
+    **DUE,
     ClockKind.CLAIM: mark("read by {hour}"),
     ClockKind.ACT: mark("review by {hour}"),
-    ClockKind.LEASE: mark("plan by {hour}"),
-    ClockKind.CHALLENGE: mark("answer by {hour}"),
 }
 
 OPENING: Mapping[str, str] = dict(
@@ -306,6 +323,40 @@ EVENTS: Mapping[str, str] = {
     EventType.CASE_UNIT_SEALED: mark("Handed on to {unit}"),
     EventType.CASE_WALL_RAISED: mark("Behind the wall: only integrity and oversight read it now"),
     EventType.CLOSURE_EFFECTIVE: mark("The case was closed"),
+    EventType.PLAN_RECORDED: mark("Plan entered"),
+    EventType.ACT_RECORDED: mark("Act: {kind}"),
+    EventType.STEP_RECORDED: mark("Step: {kind}"),
+    EventType.REFERRAL_SENT: mark("Referred to an authority: {basis}"),
+    EventType.REFERRAL_TAKEN: mark("The authority has taken it"),
+    EventType.REFERRAL_REFUSED: mark("The authority refused it, or let it lie; it is in action again"),
+    EventType.HEARTBEAT_MISSED: mark("No answer from the authority in time"),
+    EventType.COURT_ENTERED: mark("Brought to court"),
+    EventType.COURT_RETURNED: mark("The court gave it back to the authority"),
+    EventType.SETTLEMENT_SIGNALLED: mark("Somebody spoke of settling; it closes nothing, and oversight was told"),
+    EventType.COMPENSATION_SIGNALLED: mark("Money or goods were paid; it closes nothing, and oversight was told"),
+    EventType.WITHDRAWAL_RECORDED: mark(
+        "Somebody wants to stop; oversight reviews it, and the case goes on by default"
+    ),
+    EventType.REVIEW_HELD: mark("The withdrawal was reviewed; the case goes on"),
+    EventType.REVIEW_LAPSED: mark("Nobody reviewed the withdrawal in time; the case goes on, and the review is owed"),
+    EventType.CLOSURE_PROPOSED: mark("Proposed to close it: {code}"),
+    EventType.CLOSURE_APPROVED: mark("Signed to close it: {closing}"),
+    EventType.CLOSURE_REFUSED: mark("Refused to close it"),
+    EventType.CLOSURE_EXPIRED: mark("The proposal to close it was not decided in time; the case goes on"),
+    EventType.CLOSURE_STOPPED: mark("The proposal to close it was stopped: something new came"),
+    EventType.REASON_REJECTED: mark("Tried to close it for what is no reason"),
+    EventType.CASE_REOPENED: mark("Opened again"),
+    EventType.OWNER_CHANGED: mark("Another owner"),
+    EventType.OVERLAY_SET: mark("Marked: {overlay}"),
+    EventType.OVERLAY_ENDED: mark("Mark ended: {overlay}"),
+    EventType.STEP_REFUSED: mark("Refused by the rules: {step}"),
+    EventType.ATTACHMENT_OPENED: mark("Paper opened"),
+    EventType.CASE_GRANTED: mark("The key of the case was given to a unit"),
+    EventType.CASE_REMOVED: mark("The key of the case was taken from a unit"),
+    EventType.UNIT_ROTATED: mark("A unit has new keys"),
+    EventType.RELAY_ROTATED: mark("Intake has new keys"),
+    EventType.PEPPER_ROTATED: mark("Contacts have a new key"),
+    EventType.RECOVERY_USED: mark("The recovery key was used"),
     EventType.CASE_WALL_WIDENED: mark("Somebody was put behind the wall of this case"),
     EventType.CASE_WALL_NARROWED: mark("The wall was narrowed; it was witnessed"),
     EventType.NARROWING_PROPOSED: mark("Proposed to narrow the wall"),
@@ -429,9 +480,21 @@ def step(words: Words, kind: str, fields: Mapping[str, Any], units: Mapping[str,
     signed = fields.get("signed", False)
     values["signed"] = words("all have signed") if signed else words("oversight must sign as well")
     values["status"] = term(words, STATUSES, str(fields.get("status", "")))
+    values["kind"] = term(words, KINDS, str(fields.get("kind", "")))
+    values["basis"] = term(words, BASES, str(fields.get("basis", "")))
+    values["code"] = term(words, CLOSING, str(fields.get("code", "")))
+    values["closing"] = words("all have signed") if signed else words("another signature is missing")
+    values["overlay"] = term(words, OVERLAYS, str(fields.get("overlay", "")))
+    values["step"] = _refused(words, str(fields.get("step", "")))
     values["outcome"] = term(words, OUTCOMES, str(fields.get("outcome", "")))
     message = EVENTS.get(kind)
     return words(message, **values) if message is not None else kind.replace(":", " ")
+
+
+def _refused(words: Words, kind: str) -> str:
+    """Return the step that the rules refused, without what its event would have told."""
+    message = EVENTS.get(kind)
+    return words(message).partition("{")[0].rstrip(" :：៖") if message is not None else kind.replace(":", " ")
 
 
 def _fact(words: Words, fields: Mapping[str, Any]) -> str:

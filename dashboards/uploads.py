@@ -74,9 +74,7 @@ class _Reader:
         self.ended = True
 
 
-async def read_papers(
-    content_type: str, stream: AsyncIterator[bytes]
-) -> tuple[Mapping[str, str], tuple[NewFile, ...]]:
+async def read_papers(content_type: str, stream: AsyncIterator[bytes]) -> tuple[Mapping[str, str], tuple[NewFile, ...]]:
     """Return fields and files of a multipart body, each name at most once; a file that was not chosen is left out.
 
     Raises Invalid, HTTPException 413 as soon as the body, or what is no file in it, is too long.

@@ -49,7 +49,7 @@ from service.models import (
 )
 from service.outbox import each
 from service.settlements import ever_signalled
-from service.walls import Viewer
+from service.walls import Viewer, readable
 
 COOLING, LONG_COOLING = timedelta(hours=72), timedelta(days=14)
 DECIDE_WITHIN = timedelta(days=7)
@@ -116,7 +116,6 @@ def propose(
     filed = [attach(tx, work.row_key, viewer, case, paper, now) for paper in proposal.papers]
     proofs = [told["proof"] for _, told in filed]
     papers = [item.hex for item, _ in filed]
-    cooling = LONG_COOLING if ever_signalled(tx, case) or _was_settlement(tx, case) else COOLING
     closure = Closure(
         id=uuid4(),
         case=case.id,
@@ -124,10 +123,10 @@ def propose(
         reason=proposal.code,
         papers=json.dumps(papers),
         proposed_at=now,
-        cools_until=now + cooling,
+        cools_until=now + cooling(tx, case),
         proposer=viewer.member,
         proposer_organisation=_organisation(tx, viewer, case),
-        overseen=reason.overseen or _must_be_overseen(tx, case),
+        overseen=reason.overseen or must_be_overseen(tx, case),
     )
     tx.add(closure)
     tx.flush()
@@ -193,6 +192,16 @@ def sign(
 
 def may_not_sign(session: Session, viewer: Viewer, case: Case, closure: Closure, now: datetime) -> str | None:
     """Return why `viewer` may not sign a proposal that exists for them; None if they may."""
+    if objection := _no_signer(session, viewer, case, closure):
+        return objection
+    if now < closure.cools_until:
+        return "There is still time to object. It is signed afterwards."
+    unread = papers_of(closure) - opened_by(session, case, viewer.member)
+    return "Open every paper first: what you sign rests on them." if unread else None
+
+
+def _no_signer(session: Session, viewer: Viewer, case: Case, closure: Closure) -> str | None:
+    """Return why `viewer` is none of those whose signature a proposal waits for; None if they are."""
     if viewer.role not in (Role.SUPERVISOR, Role.OVERSIGHT):
         return "This role may not take this step."
     if closure.state != ClosureState.PROPOSED:
@@ -205,10 +214,26 @@ def may_not_sign(session: Session, viewer: Viewer, case: Case, closure: Closure,
         return "A supervisor has approved it already."
     if _organisation(session, viewer, case) == closure.proposer_organisation:
         return "You belong to the proposer's organisation: another one must sign."
-    if now < closure.cools_until:
-        return "There is still time to object. It is signed afterwards."
-    unread = {UUID(paper) for paper in json.loads(closure.papers)} - opened_by(session, case, viewer.member)
-    return "Open every paper first: what you sign rests on them." if unread else None
+    return None
+
+
+def waiting(session: Session, viewer: Viewer, now: datetime) -> list[UUID]:
+    """Return the cases with a proposal to close that waits for `viewer` to sign: the time to object is over.
+
+    Only cases that exist for the viewer count. Papers that they have not opened yet do not hide it.
+    """
+    rows = session.execute(
+        select(Closure, Case)
+        .join(Case, col(Case.id) == col(Closure.case))
+        .where(col(Closure.state) == ClosureState.PROPOSED, col(Closure.cools_until) <= now, readable(viewer))
+        .order_by(col(Closure.cools_until), col(Closure.id))
+    ).all()
+    return [case.id for closure, case in rows if _no_signer(session, viewer, case, closure) is None]
+
+
+def papers_of(closure: Closure) -> frozenset[UUID]:
+    """Return the attachments that prove what a proposal says."""
+    return frozenset(UUID(paper) for paper in json.loads(closure.papers))
 
 
 def refuse(
@@ -315,11 +340,16 @@ def _organisation(session: Session, viewer: Viewer, case: Case) -> str:
     return seats[0]
 
 
+def cooling(session: Session, case: Case) -> timedelta:
+    """Return how long a proposal to close `case` waits for objections: longer after any settlement or withdrawal."""
+    return LONG_COOLING if ever_signalled(session, case) or _was_settlement(session, case) else COOLING
+
+
 def _was_settlement(session: Session, case: Case) -> bool:
     return OverlayKind.SETTLEMENT in overlays(session, case) or "settlement_attempt" in json.loads(case.flags or "[]")
 
 
-def _must_be_overseen(session: Session, case: Case) -> bool:
+def must_be_overseen(session: Session, case: Case) -> bool:
     """Return whether oversight signs because of what the case is or ever was (casework.md section 7, signatures)."""
     urgent = (Level.P1, Level.P2)
     raised = (

@@ -48,7 +48,16 @@ from service.vault.envelope import Envelope, Kind
 from service.walls import Viewer, check_wall, readable
 
 NEVER_READ = frozenset({Role.ADMIN, Role.AUDITOR})  # casework.md section 1
-OPENED = ("reason", "fact", "value")  # sealed fields of the history that a reader of the account is shown
+# Sealed fields of the history that a reader of the account is shown: words of people, no digests of files.
+OPENED = (
+    *("reason", "fact", "value"),
+    *("plan", "guess", "kind", "what", "when", "where", "present"),
+    *("taker", "rank", "taker_unit", "number", "reference", "recipient", "summary"),
+    *("broker", "office", "unit", "told_by", "amount", "wanted_by"),
+    *("advocate", "heard", "who_proposed", "in_room", "pressure", "wish", "guardian", "next"),
+    *("why", "appeal_window", "seen_by", "seen_when", "sources", "sent_to_legal", "appealed", "opinion"),
+    *("plan_completed", "childs_view"),
+)
 COMMITMENT = slice(8, 40)  # of a leaf
 SALT = 32  # bytes, before a sealed field's value
 QUOTA_SPAN = timedelta(hours=24)  # rolling: midnight doubles nothing

@@ -65,9 +65,9 @@ def address(path: str, case: object) -> str:
     """A path with a case that exists in its place. A new kind of place must be added here."""
     filled = path
     places = ("case_id", "text_id", "lowering_id", "member_id", "invitation_id", "change_id")
-    for place in (*places, "exclusion_id", "narrowing_id"):
+    for place in (*places, "exclusion_id", "narrowing_id", "closure_id", "attachment_id"):
         filled = filled.replace("{" + place + "}", str(case))
-    filled = filled.replace("{version_hash}", RULES).replace("{what}", "account")
+    filled = filled.replace("{version_hash}", RULES).replace("{what}", "account").replace("{deed}", "settlement")
     assert "{" not in filled, path
     return "/static/staff.css" if filled == "/static" else filled
 
@@ -98,6 +98,11 @@ def fields_of(path: str) -> dict[str, str]:
         "/cases/{case_id}/narrowings/{narrowing_id}/agree": {"version": "2"},
         "/cases/{case_id}/narrowings/{narrowing_id}/refuse": {"version": "2", "reason": "It is the same person."},
         "/downloads/{case_id}/{what}": {},
+        "/downloads/{case_id}/papers/{attachment_id}": {},
+        "/cases/{case_id}/do/{deed}": {"version": "2", "kind": "money_offered", "what": "A man came with an envelope."},
+        "/cases/{case_id}/close": {"version": "2", "code": "C3", "why": "x", "seen_by": "x", "seen_when": "x"},
+        "/cases/{case_id}/close/{closure_id}/sign": {"version": "2"},
+        "/cases/{case_id}/close/{closure_id}/refuse": {"version": "2", "reason": "A paper is missing."},
         "/cases/{case_id}/claim": {"version": "2"},
         "/cases/{case_id}/texts/{text_id}": {},
         "/cases/{case_id}/hand-on": {"version": "2", "unit": "siem-reap", "named": "no"},

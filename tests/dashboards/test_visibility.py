@@ -184,6 +184,12 @@ def expected(method: str, path: str, role: Role) -> int:
         ("POST", f"{CASE}/wall/{{exclusion_id}}/narrow"): 404,
         ("POST", f"{CASE}/narrowings/{{narrowing_id}}/agree"): 404,
         ("POST", f"{CASE}/narrowings/{{narrowing_id}}/refuse"): 404,
+        ("POST", f"{CASE}/do/{{deed}}"): 303 if role in readers else 404,
+        ("GET", f"{CASE}/close"): 200 if role in readers else 404,
+        ("POST", f"{CASE}/close"): 403 if role in readers else 404,  # nobody owns it
+        ("POST", f"{CASE}/close/{{closure_id}}/sign"): 404,
+        ("POST", f"{CASE}/close/{{closure_id}}/refuse"): 404,
+        ("POST", "/downloads/{case_id}/papers/{attachment_id}"): 404,
         ("POST", "/downloads/{case_id}/{what}"): 303 if role in readers else 404,  # to the step-up
     }
     return table[method, path]
@@ -195,8 +201,8 @@ def elsewhere(method: str, path: str, role: Role) -> int:
 
 
 def ask(browser: Browser, token: str, method: str, path: str, case: UUID, version: int) -> tuple[int, str, Any]:
-    address = path.replace("{case_id}", str(case)).replace("{what}", "account")
-    for name in ("{text_id}", "{lowering_id}", "{exclusion_id}", "{narrowing_id}"):
+    address = path.replace("{case_id}", str(case)).replace("{what}", "account").replace("{deed}", "settlement")
+    for name in ("{text_id}", "{lowering_id}", "{exclusion_id}", "{narrowing_id}", "{closure_id}", "{attachment_id}"):
         address = address.replace(name, str(UUID(int=1)))
     if method == "GET":
         page = browser.open(address)
