@@ -146,22 +146,6 @@ WHAT = Ask("what", long=True)
 MORE = Ask("what", needed=False, long=True, label=mark("Anything else"))
 
 FORMS: Mapping[str, DeedForm] = {
-    "plan": DeedForm(
-        mark("Enter the plan"),
-        mark("The claim then holds until the deadline to act."),
-        mark("Save the plan"),
-        (
-            Ask("plan", long=True),
-            Ask(
-                "guess",
-                long=True,
-                hint=mark("Asked before any visit: a visit may show the suspect that somebody spoke."),
-            ),
-        ),
-        EventType.PLAN_RECORDED,
-        _owns(*ACTIVE),
-        _plan,
-    ),
     "act": DeedForm(
         mark("Record an act"),
         mark("Something that protects, with its paper. The first one takes the case into action."),
@@ -250,6 +234,22 @@ FORMS: Mapping[str, DeedForm] = {
         EventType.REFERRAL_REFUSED,
         _moves(EventType.REFERRAL_REFUSED),
         _reason(acts.not_taken),
+    ),
+    "plan": DeedForm(
+        mark("Enter the plan"),
+        mark("After a claim it is due first. It can be changed later."),
+        mark("Save the plan"),
+        (
+            Ask("plan", long=True),
+            Ask(
+                "guess",
+                long=True,
+                hint=mark("Asked before any visit: a visit may show the suspect that somebody spoke."),
+            ),
+        ),
+        EventType.PLAN_RECORDED,
+        _owns(*ACTIVE),
+        _plan,
     ),
     "court": DeedForm(
         mark("It was brought to court"),
@@ -433,10 +433,10 @@ def work_values(session: Session, reader: Reader, file: CaseFile, done: str) -> 
     return {
         "deeds": [form_values(words, FORMS[name], name, first=name == first) for name in offered],
         "deeds_sealed": reads and not has_read,
-        "may_close": has_read and _moves(EventType.CLOSURE_PROPOSED)(viewer, case),
+        "may_close": has_read and closures.fits(case) and _moves(EventType.CLOSURE_PROPOSED)(viewer, case),
         "marks": [terms.term(words, deed_words.OVERLAYS, kind) for kind in sorted(cases.overlays(session, case))],
         "papers": papers(session, reader, file) if reads else [],
-        "done": words("It is recorded: {what}.", what=words(FORMS[done].title)) if done in FORMS else "",
+        "done": words("It is recorded. What is due next stands in this page.") if done in FORMS else "",
     }
 
 

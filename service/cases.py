@@ -63,7 +63,8 @@ STANDING = text("lowering.state IN ('proposed', 'approved')")  # a proposal that
 STANDING_CLOSURE = text("closure.state IN ('proposed', 'signed')")  # likewise, to close it
 log = structlog.get_logger("cases")
 
-QUIET = ("clock:", "message:", "content:", "tip:status:", "tip:challenge:")  # events that move no case: see `unmoved`
+# Events that move no case: see `unmoved`. What the rules refused to one must not undo the page of another.
+QUIET = ("clock:", "message:", "content:", "tip:status:", "tip:challenge:", "case:step:refused", "case:reason:rejected")
 HOT_FLAGS = ("settlement_attempt", "child_self_report", "leaving_country")
 NO_AGE = 99
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"

@@ -340,6 +340,11 @@ def _organisation(session: Session, viewer: Viewer, case: Case) -> str:
     return seats[0]
 
 
+def fits(case: Case) -> bool:
+    """Return whether any listed reason closes a case from its present state."""
+    return any(case.state in reason.before for reason in REASONS.values())
+
+
 def cooling(session: Session, case: Case) -> timedelta:
     """Return how long a proposal to close `case` waits for objections: longer after any settlement or withdrawal."""
     return LONG_COOLING if ever_signalled(session, case) or _was_settlement(session, case) else COOLING
