@@ -27,7 +27,7 @@ from service.ledger.recover import recover
 from service.ledger.signer_socket import SignerServer
 from service.ledger.verify import Keys, Report, verify
 from service.nightly import keep_census, open_census
-from service.vault import boxes, mailbox
+from service.vault import mailbox
 
 READY = "signer_ready"
 

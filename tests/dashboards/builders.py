@@ -108,7 +108,6 @@ def _store(tx: Tx, world: World, chosen: Mapping[str, Any]) -> UUID:
         "due_kind": ClockKind.CLAIM,
         "generation": 1,
         "decision": 1,
-        "back": "open",
     }
     tx.insert(Case, [row])
     tx.insert(CaseKey, [cases.case_key_insert(world.founding.row_key, case, 1, public)])
