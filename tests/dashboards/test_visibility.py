@@ -30,6 +30,7 @@ from service.models import (
     Case,
     Clock,
     ClockKind,
+    Closure,
     JobState,
     LedgerEvent,
     Lowering,
@@ -343,6 +344,8 @@ def a_troubled_case(world: World) -> UUID:
         told = {"before": "P1", "after": "P2", "floor": "P2", "proposer_unit": "integrity"}
         tx.insert(Lowering, [{"id": uuid4(), **standing, **told}])
         tx.insert(Narrowing, [{"id": uuid4(), "exclusion": uuid4(), **standing}])
+        closing = {"reason": "C3", "papers": "[]", "cools_until": NOW, "proposer_organisation": "org-police"}
+        tx.insert(Closure, [{"id": uuid4(), **standing, **closing, "overseen": True}])
         opened = NewEvent(EventType.CONTENT_OPENED, NOW, screener, StateClass.OPEN)
         seq = append(tx, world.ledger, row.chain, [opened])
         eid = tx.scalars(select(LedgerEvent.eid).where(col(LedgerEvent.case) == row.chain, col(LedgerEvent.seq) == seq))  # type: ignore[call-overload]
