@@ -105,7 +105,7 @@ def may_claim(viewer: Viewer, case: Case) -> bool:
 
 
 def may_hand_on(viewer: Viewer, case: Case) -> bool:
-    """Say whether the page offers to hand on; `cases.hand_on` decides."""
+    """Say whether the page offers to hand on; `exclusions.hand_on` decides."""
     return case.state == State.OPEN and viewer.role == Role.SCREENER and case.unit in viewer.units
 
 
