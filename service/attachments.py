@@ -147,7 +147,8 @@ def opened_by(session: Session, case: Case, member: UUID) -> frozenset[UUID]:
 
 
 def _attachment(session: Session, case: Case, attachment_id: UUID) -> Attachment:
-    row = session.get(Attachment, attachment_id)
-    if row is None or row.case != case.id:
+    of_case = select(Attachment).where(col(Attachment.id) == attachment_id, col(Attachment.case) == case.id)
+    row = session.scalars(of_case).one_or_none()
+    if row is None:
         raise NotFound("There is no such file.")
     return row

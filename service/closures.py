@@ -312,8 +312,9 @@ def reopen(
 
 def standing(session: Session, case: Case, closure_id: UUID) -> Closure:
     """Return the proposal that stands to close a case. Raises NotFound for another's, WrongState for one that ended."""
-    closure = session.get(Closure, closure_id)
-    if closure is None or closure.case != case.id:
+    of_case = select(Closure).where(col(Closure.id) == closure_id, col(Closure.case) == case.id)
+    closure = session.scalars(of_case).one_or_none()
+    if closure is None:
         raise NotFound("There is no such proposal.")
     if closure.state not in (ClosureState.PROPOSED, ClosureState.SIGNED):
         raise WrongState("This proposal has ended.")
