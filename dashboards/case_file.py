@@ -272,7 +272,9 @@ def sealed_words(words: Words, step: Step) -> list[dict[str, str]]:
     """Return what somebody wrote with an act, a step or a closure: what was asked, and the answer."""
     if step.type not in WRITTEN:
         return []
-    return [
+    official = step.type in SETTLING and step.fields.get("official") is True
+    there = [{"label": words("An official was there"), "text": words("Yes")}] if official else []
+    return there + [
         {"label": words(label), "text": _answer(words, name, str(step.fields[name]))}
         for name, label in deed_words.ASKED.items()
         if name in step.fields and (name not in ("kind", "unit") or step.type in SETTLING)

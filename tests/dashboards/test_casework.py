@@ -218,6 +218,7 @@ def test_a_settlement_closes_nothing_raises_and_stays(browse: Browse, world: Wor
     assert (row(world, case).state, row(world, case).level) == (State.IN_ACTION, "P2")
     page = browser.open(f"/cases/{case}")
     assert "Settlement recorded" in page.text
+    assert "An official was there: Yes" in page.text
     assert "envelope" not in page.html
     opened = read(browser, case).text
     assert "A man came with an envelope." in opened
