@@ -62,8 +62,6 @@ COMMITMENT = slice(8, 40)  # of a leaf
 SALT = 32  # bytes, before a sealed field's value
 QUOTA_SPAN = timedelta(hours=24)  # rolling: midnight doubles nothing
 REASONS = ("screening", "owner", "supervision", "oversight", "link")
-
-
 GAP = "gap"  # a step of this type is no event: here some are missing, or the next does not follow
 
 
@@ -105,7 +103,7 @@ def history(session: Session, case: Case, privates: Mapping[int, bytes] = Mappin
             *(LedgerEvent, col(LedgerLeaf.idx), col(LedgerLeaf.leaf), col(LedgerPending.leaf), _WITNESSED),
             col(LedgerHead.seq),
         )
-        .join(LedgerHead, col(LedgerHead.case) == col(LedgerEvent.case))
+        .outerjoin(LedgerHead, col(LedgerHead.case) == col(LedgerEvent.case))
         .outerjoin(LedgerLeaf, col(LedgerLeaf.eid) == col(LedgerEvent.eid))
         .outerjoin(LedgerPending, col(LedgerPending.eid) == col(LedgerEvent.eid))
         .where(col(LedgerEvent.case) == case.chain)
@@ -114,25 +112,12 @@ def history(session: Session, case: Case, privates: Mapping[int, bytes] = Mappin
     events = [row[0] for row in rows]
     proofs = {row[0].eid: _proof(*row[:5]) for row in rows}
     bodies = {event.eid: json.loads(event.body) for event in events}
-    fields: dict[str, dict[str, Any]] = {}
-    told = select(col(LedgerEvent.eid)).where(col(LedgerEvent.case) == case.chain)
-    clear = col(LedgerField.sealed).is_(False)
-    shown = or_(clear, col(LedgerField.name).in_(OPENED)) if privates else clear
-    for row in session.scalars(select(LedgerField).where(col(LedgerField.eid).in_(told), shown)).all():
-        if not row.sealed:
-            fields.setdefault(row.eid, {})[row.name] = json.loads(row.value)
-        elif opened := _open_field(row, privates):
-            salt, value = opened[:SALT], json.loads(opened[SALT:])
-            if b64encode(commit_field(salt, row.name, value)).decode() != bodies[row.eid]["fields"][row.name]:
-                raise CannotOpen("A sealed field of the history is not what its event was committed to.")
-            fields.setdefault(row.eid, {})[row.name] = value
+    fields = _shown_fields(session, case, bodies, privates)
     ids = {UUID(f["who"]) for f in fields.values() if f.get("who", "system") != "system"}
     names = {m.id: m for m in session.scalars(select(Member).where(col(Member.id).in_(ids))).all()}
     steps: list[Step] = []
-    wanted, prev = (
-        max([case.version, *(row[5] for row in rows[:1])]),
-        None,
-    )  # number and commitment of the next older event, as the newer one has it
+    # Number and commitment of the next older event, as what is newer has them: the case, its chain's head, an event.
+    wanted, prev = max([case.version, *(seq for event, *_, head in rows[:1] for seq in (event.seq, head or 0))]), None
     for event in events:
         if event.seq != wanted or prev not in (None, _commitment(event)):
             steps.append(_gap(event.seq + 1, wanted - event.seq, event.at))
@@ -156,6 +141,25 @@ def history(session: Session, case: Case, privates: Mapping[int, bytes] = Mappin
     if wanted >= 0:
         steps.append(_gap(0, wanted + 1, case.received_hour))
     return steps
+
+
+def _shown_fields(
+    session: Session, case: Case, bodies: Mapping[str, Any], privates: Mapping[int, bytes]
+) -> dict[str, dict[str, Any]]:
+    """Return the fields of a case's events that stand in clear, and with its keys some that are sealed, by event."""
+    fields: dict[str, dict[str, Any]] = {}
+    told = select(col(LedgerEvent.eid)).where(col(LedgerEvent.case) == case.chain)
+    clear = col(LedgerField.sealed).is_(False)
+    shown = or_(clear, col(LedgerField.name).in_(OPENED)) if privates else clear
+    for row in session.scalars(select(LedgerField).where(col(LedgerField.eid).in_(told), shown)).all():
+        if not row.sealed:
+            fields.setdefault(row.eid, {})[row.name] = json.loads(row.value)
+        elif opened := _open_field(row, privates):
+            salt, value = opened[:SALT], json.loads(opened[SALT:])
+            if b64encode(commit_field(salt, row.name, value)).decode() != bodies[row.eid]["fields"][row.name]:
+                raise CannotOpen("A sealed field of the history is not what its event was committed to.")
+            fields.setdefault(row.eid, {})[row.name] = value
+    return fields
 
 
 _WITNESSED = select(col(LedgerState.witnessed_size)).scalar_subquery()
