@@ -1,7 +1,7 @@
 """Our own invented tips, with labels from tests/triage/LABELLING.md: what was reached is not lost again.
 
 The author of these tips also wrote the lexicon, so the figures say nothing about tips of others. `held_out` was scored
-before it was tuned on, `second` to `sixteenth` were each written and scored once before: see README.md beside them.
+before it was tuned on, `second` to `seventeenth` were each written and scored once before: see README.md beside them.
 """
 
 import json
@@ -34,6 +34,7 @@ FLOORS = {
     "fourteenth": (0.94, 0.90, 0.85, 0.02),
     "fifteenth": (0.93, 0.88, 0.86, 0.10),
     "sixteenth": (0.81, 0.83, 0.86, 0.09),
+    "seventeenth": (0.98, 0.87, 0.66, 0.06),
 }
 
 
