@@ -123,24 +123,15 @@ def test_a_step_up_that_is_over_counts_no_more(
 
 def test_what_was_not_shown_is_not_counted(browse: Browse, world: World) -> None:
     browser = browse("screener")
+    page = browser.open(f"/cases/{a_case(world)}")
     with world.sessions.writing.begin() as connection:
         connection.execute(text("ALTER TABLE ledger_pending RENAME TO gone"))
-    assert open_account(browser, a_case_late(world)).status == 503
+    assert browser.submit(page, "/open", reason="screening").status == 503
     with world.sessions.writing.begin() as connection:
         connection.execute(text("ALTER TABLE gone RENAME TO ledger_pending"))
 
     with world.sessions.read() as session:
         assert session.scalars(select(Reading)).all() == []
-
-
-def a_case_late(world: World) -> UUID:
-    """A case, stored although the ledger cannot take events now."""
-    with world.sessions.writing.begin() as connection:
-        connection.execute(text("ALTER TABLE gone RENAME TO ledger_pending"))
-    case = a_case(world)
-    with world.sessions.writing.begin() as connection:
-        connection.execute(text("ALTER TABLE ledger_pending RENAME TO gone"))
-    return case
 
 
 # --- refusals -------------------------------------------------------------------------------------------
