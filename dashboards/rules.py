@@ -221,7 +221,7 @@ def show_version(request: Request, version_hash: VersionHash, desk: OurDesk, who
         version = _version(session, who.viewer, version_hash)
         new = _content(session, version)
         proposed = version.published_at is None and version.refused is None
-        found = shadow.replay(session, current, new, now) if proposed else None
+        found = shadow.replay(session, current, new, now, who.viewer) if proposed else None
         made = changes(current, new)
         values: dict[str, Any] = {
             "head": _proposal(session, words, version, new, desk.rules.version(now), now),

@@ -22,6 +22,7 @@ from service.levels import Judge, decide_anew
 from service.models import Case, CaseDecision, State
 from service.triage import Fact, Ruleset
 from service.triage.decide import Verdict, judge
+from service.walls import Viewer, unwalled
 
 log = structlog.get_logger("shadow")
 
@@ -74,11 +75,14 @@ class Replay:
         return tuple(move for move in self.moves if not move.falls)
 
 
-def replay(session: Session, old: Ruleset, new: Ruleset, now: datetime) -> Replay:
-    """Judge what is known of every case by both rulesets as of `now`, and return what moves, most urgent first."""
+def replay(session: Session, old: Ruleset, new: Ruleset, now: datetime, viewer: Viewer | None = None) -> Replay:
+    """Judge what is known of every case by both rulesets as of `now`, and return what moves, most urgent first.
+
+    viewer: whom a page shows it to; cases behind a wall that stands before them are then left out (DESIGN 12.5).
+    """
     moves: list[Move] = []
     same = unread = 0
-    for case, known in _stored(session):
+    for case, known in _stored(session, viewer):
         if not known.standing and not known.whole:
             unread += 1
             continue
@@ -90,12 +94,12 @@ def replay(session: Session, old: Ruleset, new: Ruleset, now: datetime) -> Repla
     return Replay(tuple(sorted(moves, key=lambda move: (move.after, move.before, move.case))), same, unread, sealed)
 
 
-def _stored(session: Session) -> Iterator[tuple[UUID, Known]]:
+def _stored(session: Session, viewer: Viewer | None) -> Iterator[tuple[UUID, Known]]:
     """Yield what is known of each case that is not walled, from its decisions."""
     rows = session.execute(
         select(CaseDecision, col(Case.level))
         .join(Case, col(Case.id) == col(CaseDecision.case))
-        .where(col(Case.walled).is_(False))
+        .where(col(Case.walled).is_(False), *([unwalled(viewer)] if viewer is not None else []))
         .order_by(col(CaseDecision.case), col(CaseDecision.number))
         .execution_options(yield_per=CHUNK)
     )

@@ -126,7 +126,7 @@ def readable(viewer: Viewer) -> ColumnElement[bool]:
     Every query about cases goes through this or through `listed`.
     """
     sealed = exists().where(col(CaseSeal.case) == col(Case.id), col(CaseSeal.unit).in_(viewer.units))
-    return and_(sealed, _unwalled(viewer))
+    return and_(sealed, unwalled(viewer))
 
 
 def listed(viewer: Viewer, seat: Seat) -> ColumnElement[bool]:
@@ -136,10 +136,11 @@ def listed(viewer: Viewer, seat: Seat) -> ColumnElement[bool]:
     columns and the seals change in the same statement group of ``cases``.
     """
     column = col(Case.oversight) if seat.kind == UnitKind.OVERSIGHT else col(Case.unit)
-    return and_(column == seat.unit, _unwalled(viewer))
+    return and_(column == seat.unit, unwalled(viewer))
 
 
-def _unwalled(viewer: Viewer) -> ColumnElement[bool]:
+def unwalled(viewer: Viewer) -> ColumnElement[bool]:
+    """Return the condition on ``Case`` under which no wall stands before `viewer`; for counts over all units."""
     # Not correlated, so that a database asks it once a statement; there are few walls before one person.
     return col(Case.id).not_in(select(col(Wall.case)).where(col(Wall.name).in_(sorted(viewer.names))))
 

@@ -311,3 +311,18 @@ def test_the_pages_need_no_script(browse: Browse, world: World) -> None:
     propose(world, FALLS)
     for path in ("/rules", f"/rules/{FALLS.content_hash}"):
         assert "<script" not in browse("oversight").open(path).html
+
+
+def test_a_case_that_somebody_is_taken_out_of_counts_no_more_for_them(browse: Browse, world: World) -> None:
+    """DESIGN 12.5 for a wall before one person: the page is the one of a world without that case."""
+    join(world, "overseer", Role.OVERSIGHT, "org-council", "oversight")  # somebody of oversight must be left
+    a_case_of(world, *REACHED)
+    propose(world, FALLS)
+    somebody, path = browse("oversight"), f"/rules/{FALLS.content_hash}"
+    before = somebody.open(path).html
+    case = a_case_of(world, *REACHED)
+    assert somebody.open(path).html != before, "the control: it counts for whoever may know of it"
+
+    page = somebody.open(f"/cases/{case}")
+    assert somebody.submit(page, "/recuse").status == 303
+    assert somebody.open(path).html == before
