@@ -5,6 +5,7 @@ Each step leaves files or rows, and is skipped when they are there: interrupted,
 
 import argparse
 import json
+import shutil
 import sys
 from base64 import b32encode
 from collections.abc import Callable, Mapping
@@ -20,10 +21,11 @@ from sqlmodel import col
 
 from commands import offline
 from commands.custody import PROCESSES, SECRETS
+from commands.sequencing import make_signer
 from commands.talk import Talk
 from service import ceremony, recovering, staff
 from service.ceremony import UnitPlan, write_secret
-from service.config import read_settings
+from service.config import Settings, read_settings
 from service.db import Sessions, Tx, open_database, write
 from service.errors import HotlineError, Invalid, Misconfigured
 from service.ledger.events import Ledger
@@ -45,6 +47,7 @@ Rehearse first: ./hotline keys rehearse
 """
 GENERATED = ("row_key", "phone_pepper", "place_key", "sketch_key", "code_pepper", "cover_key")
 TYPED = {"twilio_token": "Twilio auth token", "twilio_api_key": "Twilio API key secret, for the worker"}
+SIGNER_SOCKET = "data/signer.sock"
 SETTINGS = ("public_url", "database_url", "twilio_account_sid", "twilio_api_key_sid", "twilio_numbers")
 QUESTIONS = {
     "public_url": "Public address, which the provider posts to, like https://HOST: ",
@@ -139,6 +142,7 @@ def found(made: Installation, answers: Path | None = None) -> None:
         ("The recovery key, of which two of three organisations hold a half each", make_recovery),
         ("The cards file, signed by the root", make_cards),
         ("The processes' secrets, each in its own folder", make_secrets),
+        ("The ledger's key and its signer's memory", make_log),
         ("Settings of each process", write_settings),
         ("Database, organisations and units", fill_database),
         ("The first two members", enrol),
@@ -318,6 +322,22 @@ def make_secrets(made: Installation) -> bool:
     return sum(1 for _ in (made.folder / "keys").rglob("*")) != before
 
 
+def make_log(made: Installation) -> bool:
+    """Make the ledger's key and its signer's memory, in a folder for a user of its own; its public half comes last.
+
+    What was left half done before the first event is made anew: nothing was signed with it.
+    """
+    public, folder = made.folder / "log.vkey", made.folder / "keys" / "signer"
+    if public.exists():
+        return False
+    shutil.rmtree(folder, ignore_errors=True)
+    origin = Settings.model_construct(public_url=made.plan["public_url"]).origin
+    draft = public.with_name("log.vkey.new")
+    draft.write_text(make_signer(folder, origin)["HOTLINE_LEDGER_VKEY"] + "\n")
+    draft.replace(public)
+    return True
+
+
 def _ensure(made: Installation, name: str) -> bytes:
     """Return a secret that lies in the folder of each of its processes, the same in all; made where there is none."""
     paths = [made.folder / "keys" / process / file for process, file in places(name)]
@@ -345,6 +365,9 @@ def settings_of(made: Installation, process: str) -> dict[str, str]:
     """Return the settings of one process, without ``HOTLINE_``."""
     found = {name: made.plan[name] for name in SETTINGS if made.plan.get(name)}
     found |= {"root_vkey": made.root_vkey, "cards_file": str(made.folder / "cards.note")}
+    if process == "worker":
+        found["ledger_vkey"] = (made.folder / "log.vkey").read_text().strip()
+        found["ledger_signer_socket"] = str(made.folder / SIGNER_SOCKET)
     if process != "staff":
         found["relay_file"] = str(made.folder / "relay.note")
     if made.plan.get("emergency_numbers"):
@@ -461,7 +484,7 @@ def _publish(path: Path, text: str) -> None:
 
 def afterwards(made: Installation) -> str:
     """Return what to do next."""
-    users = {"public": 10001, "staff": 10002, "worker": 10003}
+    users = {"public": 10001, "staff": 10002, "worker": 10003, "signer": 10005}
     lines = ["", "What is left to do, in this order:", ""]
     lines += [f"1. Copy {made.offline} to two sticks for two organisations, in different places. Then remove it here."]
     lines += [f"   Write on paper, and compare on every host: {made.root_vkey}"]
@@ -476,6 +499,12 @@ def afterwards(made: Installation) -> str:
     for command in ("serve public", "serve staff", "worker"):
         name = command.split()[-1]
         lines += [f"     HOTLINE_SETTINGS={made.folder / f'{name}.env'} ./hotline {command}"]
+    signer = made.folder / "keys" / "signer"
+    lines += [
+        "   And before the worker, as a user of its own, the ledger's signer; the worker's group opens its socket:"
+    ]
+    lines += [f"     ./hotline ledger signer {signer} {made.folder / SIGNER_SOCKET}"]
+    lines += ["   Without witnesses nothing is closed or lowered: docs/witnesses.md, then HOTLINE_LEDGER_POLICY_FILE."]
     seated = {person["unit"] for person in made.plan["members"]}
     waiting = [unit.id for unit in made.units if unit.id not in seated]
     if waiting:
