@@ -292,7 +292,7 @@ def test_a_query_that_goes_past_the_wall_is_found(place: Place, monkeypatch: pyt
         assert browser.open("/counting").status == 200
     assert len(watched.past) == 1
 
-    monkeypatch.setattr(walls, "_unwalled", lambda viewer: true())
+    monkeypatch.setattr(walls, "unwalled", lambda viewer: true())
     with watching(place.world.sessions, viewer) as watched:
         assert browser.open("/queue").status == 200
     assert watched.past
@@ -466,7 +466,7 @@ def test_without_the_wall_the_two_worlds_differ(two: Any, name: str) -> None:
 def test_one_count_over_all_cases_is_enough_for_the_two_worlds_to_differ(two: Any, monkeypatch: Any) -> None:
     without, with_, shared, cookies = two()
     hidden = hide(with_.world, "investigator")
-    monkeypatch.setattr(walls, "_unwalled", lambda viewer: true())
+    monkeypatch.setattr(walls, "unwalled", lambda viewer: true())
 
     there = transcript(with_, "investigator", cookies["investigator"], shared, hidden)
     nowhere = transcript(without, "investigator", cookies["investigator"], shared, hidden)
