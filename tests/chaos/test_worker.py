@@ -50,6 +50,7 @@ class SlowProvider:
 
     rng: random.Random
     taken: list[Message] = field(default_factory=list)
+    on_the_way: int = 0  # texts that it has taken and not yet answered for
 
     def __post_init__(self) -> None:
         self.provider = Provider(account_sid=ACCOUNT, auth_token=TOKEN, api_keys={KEY: SECRET}, numbers=[NUMBER])
@@ -69,7 +70,9 @@ class SlowProvider:
 
         async def late(event: Event) -> None:
             if event["type"] == "http.response.start":
+                self.on_the_way += 1
                 await asyncio.sleep(self.rng.uniform(0, 0.6))  # it has acted, and nobody knows yet
+                self.on_the_way -= 1
             await send(event)
 
         await asyncio.sleep(self.rng.uniform(0, 0.2))
@@ -162,7 +165,11 @@ class Run:
 def kill_again_and_again(
     installation: Installation, sessions: Sessions, seed: int, *, kills: int, tips: int, variant: str = "-"
 ) -> Run:
-    """Let tips come in while workers are killed at random, then wait until every row has ended."""
+    """Let tips come in while workers are killed at random, then wait until every row has ended.
+
+    A variant is a control, whose fault must show whatever the machine's speed: both are killed while a text is taken
+    and not answered for.
+    """
     rng = random.Random(seed)
     scene = Scene(installation.world)
     line = SlowProvider(rng)
@@ -171,9 +178,14 @@ def kill_again_and_again(
         for round_ in range(kills):
             come_in(scene, rng, round_, tips // kills, urgent)
             asyncio.run(asyncio.sleep(rng.uniform(0.1, 1.2)))
-            victim = rng.choice(workers)
-            victim.kill()
-            victim.start()
+            victims = [rng.choice(workers)]
+            if variant != "-":
+                victims = workers
+                wait_for(lambda: line.on_the_way, "a text to be on its way", seconds=60, until=lambda texts: texts > 0)
+            for victim in victims:
+                victim.kill()
+            for victim in victims:
+                victim.start()
         wait_for(lambda: left(sessions), "all rows to end", seconds=120, until=lambda rows: rows == 0)
         for worker in workers:
             wait_for(lambda w=worker: w.process.poll() is not None or READY in w.log.read_text(), "both")  # type: ignore[misc]
